@@ -1,0 +1,11 @@
+/* No include guard: once for float, once for double. */
+#include "simd.h"
+#include "activations.h"
+#include "panel.h"
+#include "recurrent.h"
+#include "rnn.h"
+#include "lstm.h"
+#include "gru.h"
+#include "recurrent_forward.h"
+#include "recurrent_backward.h"
+#include "linear.h"

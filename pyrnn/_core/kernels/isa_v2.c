@@ -1,0 +1,2 @@
+#define LEVEL v2
+#include "level.h"

@@ -1,0 +1,2 @@
+#define LEVEL v3
+#include "level.h"

@@ -1,0 +1,49 @@
+/* All kernels at one ISA level: this file is compiled once per level, with that level's compiler flags.
+
+   Everything is static but the table, since an external function built for a new CPU could be picked by the linker
+   and kill an old one. The families are written once against REAL and the names of simd.h, and included twice. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include "pyrnn_kernels.h"
+#include "team.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+#define REAL float
+#define REAL_BYTES 4
+#define F(name) name##_f32
+#include "families.h"
+#undef REAL
+#undef REAL_BYTES
+#undef F
+
+#define REAL double
+#define REAL_BYTES 8
+#define F(name) name##_f64
+#include "families.h"
+
+#define BOTH(name) {name##_f32, name##_f64}
+
+extern const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL);
+const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
+    .level = TEXT(LEVEL),
+    .unit_block = {2 * VECTOR_BYTES / 4, 2 * VECTOR_BYTES / 8},
+    .recurrent_workspace = BOTH(recurrent_workspace),
+    .recurrent_forward = BOTH(recurrent_forward),
+    .recurrent_backward = BOTH(recurrent_backward),
+    .linear_workspace = BOTH(linear_workspace),
+    .linear_forward = BOTH(linear_forward),
+    .linear_backward = BOTH(linear_backward),
+    .tanh = BOTH(tanh_array),
+    .sigmoid = BOTH(sigmoid_array),
+};

@@ -1,0 +1,168 @@
+/* What the recurrent cells share: the plan of a call and the moving of rows.
+
+   (a) Time runs in blocks of steps. For a block, the rows' inputs are gathered into one compact matrix (whatever strides,
+       order or raggedness the caller's array has), projected by one product, and then the steps are taken. In the backward
+       the gate gradients of a block stay in a scratch, and become weight and input gradients by one product each.
+   (b) Rows are sorted longest first, so step s concerns the first active[s] rows, and work follows the valid steps.
+   (c) Threads share a layer by rows (no barrier inside a block) or by units (one or two barriers a step). */
+
+#ifndef PYRNN_RECURRENT_H
+#define PYRNN_RECURRENT_H
+#define BLOCK_ROWS 256
+
+/* How a cell uses its gates. Weights and biases have `gates` gates. The forward multiplies them in one or two sets of
+   gates side by side, `vectors` vectors of units each. `planes` are kept per unit for the backward, which makes `grads`
+   gate gradients per unit: plane g is that of gate g, seen from the inputs. */
+typedef struct {
+    int gates, sets, planes, grads;
+    struct { int first, count, vectors; } set[2];
+    int hh_plane[4]; /* the gradient plane of gate g, seen from the state */
+} cell_t;
+
+static const cell_t CELLS[] = {
+    [PYRNN_RNN_TANH] = {1, 1, 0, 1, {{0, 1, 2}}, {0}},
+    [PYRNN_RNN_RELU] = {1, 1, 0, 1, {{0, 1, 2}}, {0}},
+    [PYRNN_LSTM] = {4, 1, 4, 4, {{0, 4, 1}}, {0, 1, 2, 3}},
+    [PYRNN_GRU_AFTER] = {3, 1, 4, 4, {{0, 3, 1}}, {0, 1, 3}},
+    [PYRNN_GRU_BEFORE] = {3, 2, 3, 3, {{0, 2, 2}, {2, 1, 2}}, {0, 1, 2}},
+};
+static const int GATE_NUMBERS[] = {0, 1, 2, 3};
+
+typedef enum { BY_ROWS, BY_UNITS } split_t;
+
+/* How many threads, and what they share.
+
+   | work                                         | threads | split    |
+   | too little to be worth waking a second one   | 1       |          |
+   | enough rows for whole tiles, weights in L2   | all     | by rows  |
+   | enough units and work between two barriers   | all     | by units |
+   | neither                                      | all     | by rows  | */
+static split_t choose_split(const pyrnn_recurrent *p, ptrdiff_t total_steps, ptrdiff_t unit_blocks, ptrdiff_t real_bytes, int *threads) {
+    const cell_t *cell = &CELLS[p->cell];
+    const double step_work = 2.0 * (double)p->B * cell->gates * (double)p->H * (double)p->H;
+    const double weights = (double)cell->gates * (double)p->H * (double)p->H * (double)real_bytes;
+    *threads = p->threads;
+    if (step_work * (double)total_steps < 1e6) *threads = 1;
+    if (*threads == 1) return BY_ROWS;
+    if (p->B >= 12 * *threads && weights <= 512 * 1024) return BY_ROWS;
+    if (unit_blocks >= *threads && step_work / *threads > 4e4) return BY_UNITS;
+    if (p->B < *threads) *threads = p->B ? (int)p->B : 1;
+    return BY_ROWS;
+}
+#endif
+
+typedef struct {
+    const pyrnn_recurrent *p;
+    const cell_t *cell;
+    ptrdiff_t Hp;    /* H padded to whole panels */
+    ptrdiff_t Ip;    /* I likewise */
+    ptrdiff_t steps; /* the longest row */
+    ptrdiff_t block; /* steps in a block */
+    ptrdiff_t *active; /* rows that have a step s */
+    split_t split;
+    int threads;
+    volatile int stop;
+    double asked; /* when `interrupted` was called last */
+
+    /* forward */
+    REAL *ih[2], *hh[2], *bias[2]; /* packed, per set */
+    REAL *b_hn;
+    REAL *inputs;    /* [rows][I] of a block */
+    REAL *before[2]; /* per set [panel][rows][NR]: the gates before the recurrent product */
+    REAL *reset;     /* GRU_BEFORE: r·h [B][Hp] */
+
+    /* backward */
+    REAL *hh_back, *ih_back;     /* [panel][gates·H][WIDTH] */
+    REAL *dh, *dc;               /* [B][Hp], what comes from the later step */
+    REAL *d;                     /* [rows][d_row] gate gradients of a block */
+    ptrdiff_t d_row;             /* not a power of two: rows would fall into one cache set */
+    REAL *x_panels, *h_panels;   /* [panel][rows][WIDTH] */
+    REAL *r_panels;              /* GRU_BEFORE: r·h likewise */
+    REAL *dw_ih, *dw_hh, *db;    /* sums so far, padded */
+} F(plan);
+
+/* A thread's part of the work between barriers. */
+typedef struct {
+    const member_t *me;
+    ptrdiff_t first, stride;    /* rows first, first + stride, … */
+    ptrdiff_t unit, unit_end;   /* of Hp */
+} F(part);
+
+static F(part) F(part_of)(const F(plan) *plan, const member_t *me) {
+    F(part) part = {me, 0, 1, 0, plan->Hp};
+    if (plan->split == BY_ROWS) {
+        part.first = me->id;
+        part.stride = me->size;
+    } else {
+        team_share(me, plan->Hp, WIDTH, &part.unit, &part.unit_end);
+    }
+    return part;
+}
+
+/* How many of the first `rows` rows are this part's. */
+static inline ptrdiff_t F(own)(const F(part) *part, ptrdiff_t rows) {
+    return rows > part->first ? (rows - part->first + part->stride - 1) / part->stride : 0;
+}
+
+static inline void F(wait_for_units)(const F(plan) *plan, const member_t *me) {
+    if (plan->split == BY_UNITS) team_wait(me);
+}
+
+/* The element of row i's sequence that step s processes. */
+static inline ptrdiff_t F(element)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) {
+    return p->reverse ? p->lengths[i] - 1 - s : s;
+}
+
+static inline REAL *F(h_slot)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t slot) {
+    return (REAL *)p->hs + slot % p->slots * p->B * plan->Hp;
+}
+static inline REAL *F(c_slot)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t slot) {
+    return (REAL *)p->cs + slot % p->slots * p->B * plan->Hp;
+}
+/* The gates of row i at step s, one plane of Hp after the other. */
+static inline REAL *F(gates_of)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t s, ptrdiff_t i) {
+    return (REAL *)p->gates + (s % p->gate_slots * p->B + i) * plan->cell->planes * plan->Hp;
+}
+static inline REAL *F(y_at)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) {
+    return (REAL *)p->y + (p->order[i] * p->T + F(element)(p, i, s)) * p->H;
+}
+
+/* Rows of a block before step s. */
+static inline ptrdiff_t F(rows_before)(const F(plan) *plan, ptrdiff_t first_step, ptrdiff_t s) {
+    ptrdiff_t rows = 0;
+    for (ptrdiff_t t = first_step; t < s; t++) rows += plan->active[t];
+    return rows;
+}
+
+/* Fill the parts of the plan that forward and backward share. */
+static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *arena) {
+    memset(plan, 0, sizeof *plan);
+    plan->p = p;
+    plan->cell = &CELLS[p->cell];
+    plan->Hp = round_up(p->H, WIDTH);
+    plan->Ip = round_up(p->I, WIDTH);
+    plan->block = p->B ? BLOCK_ROWS / p->B : 1;
+    if (plan->block > p->T) plan->block = p->T;
+    if (plan->block < 1) plan->block = 1;
+    plan->active = take(arena, (size_t)(p->T + 1) * sizeof(ptrdiff_t));
+    if (!arena->base) return;
+    plan->steps = p->B ? p->lengths[0] : 0;
+    ptrdiff_t rows = p->B, total = 0;
+    for (ptrdiff_t s = 0; s <= p->T; s++) {
+        while (rows && p->lengths[rows - 1] <= s) rows--;
+        plan->active[s] = rows;
+        total += rows > 0;
+    }
+    plan->split = choose_split(p, total, plan->Hp / WIDTH, REAL_BYTES, &plan->threads);
+    plan->asked = seconds();
+}
+
+/* At the end of a block: the calling thread asks, at most twenty times a second, whether to stop. */
+static int F(stop_asked)(F(plan) *plan, const member_t *me) {
+    if (me->id == 0 && plan->p->interrupted && seconds() - plan->asked > 0.05) {
+        plan->stop = plan->p->interrupted();
+        plan->asked = seconds();
+    }
+    team_wait(me);
+    return plan->stop;
+}

@@ -1,0 +1,134 @@
+/* The forward walk: pack, then block after block gather, project, and step. */
+
+static void F(plan_forward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *arena) {
+    F(begin_plan)(plan, p, arena);
+    const ptrdiff_t rows = plan->block * p->B;
+    for (int set = 0; set < plan->cell->sets; set++) {
+        const size_t columns = (size_t)(plan->cell->set[set].count * plan->Hp);
+        plan->ih[set] = take(arena, columns * (size_t)p->I * sizeof(REAL));
+        plan->hh[set] = take(arena, columns * (size_t)p->H * sizeof(REAL));
+        plan->bias[set] = take(arena, columns * sizeof(REAL));
+        plan->before[set] = take(arena, columns * (size_t)rows * sizeof(REAL));
+    }
+    plan->inputs = take(arena, (size_t)(rows * p->I) * sizeof(REAL));
+    plan->b_hn = take(arena, (size_t)plan->Hp * sizeof(REAL));
+    if (p->cell == PYRNN_GRU_BEFORE) plan->reset = take(arena, (size_t)(p->B * plan->Hp) * sizeof(REAL));
+}
+
+/* Pack this part's panels. By rows every thread needs every panel, so the team shares the packing. */
+static void F(pack_forward)(const F(plan) *plan, const member_t *me) {
+    const pyrnn_recurrent *p = plan->p;
+    ptrdiff_t unit, end;
+    team_share(me, plan->Hp, WIDTH, &unit, &end);
+    for (int set = 0; set < plan->cell->sets; set++) {
+        const int count = plan->cell->set[set].count, *gates = GATE_NUMBERS + plan->cell->set[set].first;
+        const ptrdiff_t wide = plan->cell->set[set].vectors * LANES;
+        for (ptrdiff_t u = unit; u < end; u += wide) {
+            F(pack_units)(plan->ih[set] + u * count * p->I, &p->w_ih, gates, count, u, wide, p->H, p->I);
+            F(pack_units)(plan->hh[set] + u * count * p->H, &p->w_hh, gates, count, u, wide, p->H, p->H);
+            F(pack_bias)(plan->bias[set] + u * count, &p->b, gates, count, u, wide, p->H);
+        }
+    }
+    for (ptrdiff_t u = unit; u < end; u += WIDTH)
+        F(pack_bias)(plan->b_hn + u, &p->b_hn, GATE_NUMBERS, 1, u, WIDTH, p->H);
+}
+
+/* A state (B, H) of the caller's into a slot [B][Hp]; zeros where it is not given. */
+static void F(load_state)(const F(plan) *plan, const pyrnn_in *from, REAL *slot, ptrdiff_t first, ptrdiff_t last) {
+    const pyrnn_recurrent *p = plan->p;
+    for (ptrdiff_t i = first; i < last; i++)
+        for (ptrdiff_t j = 0; j < plan->Hp; j++)
+            slot[i * plan->Hp + j] = from->data && j < p->H ? *F(at)(from, p->order[i], j, 0) : 0;
+}
+
+static void F(store_state)(const F(plan) *plan, const REAL *row, REAL *to, ptrdiff_t i) {
+    if (to) memcpy(to + plan->p->order[i] * plan->p->H, row, (size_t)plan->p->H * sizeof(REAL));
+}
+
+static void F(gather_inputs)(const F(plan) *plan, const member_t *me, ptrdiff_t s0, ptrdiff_t s1) {
+    const pyrnn_recurrent *p = plan->p;
+    REAL *to = plan->inputs;
+    for (ptrdiff_t s = s0; s < s1; s++, to += plan->active[s - 1] * p->I) {
+        ptrdiff_t first, last;
+        team_share(me, plan->active[s], 1, &first, &last);
+        for (ptrdiff_t i = first; i < last; i++) {
+            const REAL *from = F(at)(&p->x, p->order[i], F(element)(p, i, s), 0);
+            if (p->x.stride[2] == 1) memcpy(to + i * p->I, from, (size_t)p->I * sizeof(REAL));
+            else for (ptrdiff_t k = 0; k < p->I; k++) to[i * p->I + k] = from[k * p->x.stride[2]];
+        }
+    }
+}
+
+/* before = bias + inputs · W_ih for the block's rows: by units this part's panels, by rows this part's share of rows. */
+static void F(project)(const F(plan) *plan, const F(part) *part, ptrdiff_t rows) {
+    const pyrnn_recurrent *p = plan->p;
+    ptrdiff_t first = 0, last = rows;
+    if (plan->split == BY_ROWS) team_share(part->me, rows, MAX_ROWS, &first, &last);
+    if (first == last) return;
+    for (int set = 0; set < plan->cell->sets; set++) {
+        const int vectors = plan->cell->set[set].count * plan->cell->set[set].vectors;
+        const ptrdiff_t wide = plan->cell->set[set].vectors * LANES, columns = vectors * LANES;
+        for (ptrdiff_t u = part->unit; u < part->unit_end; u += wide) {
+            const ptrdiff_t panel = u / wide;
+            const F(product) product = {
+                plan->inputs + first * p->I, p->I, 1, plan->ih[set] + panel * columns * p->I, p->I,
+                plan->bias[set] + panel * columns, 0, plan->before[set] + (panel * rows + first) * columns, columns};
+            F(panel_rows)(vectors, last - first, product);
+        }
+    }
+}
+
+static void F(step_forward)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t rows) {
+    switch (plan->p->cell) {
+    case PYRNN_LSTM: F(lstm_step)(plan, part, s, offset, rows); break;
+    case PYRNN_GRU_AFTER: F(gru_after_step)(plan, part, s, offset, rows); break;
+    case PYRNN_GRU_BEFORE:
+        F(gru_before_gates)(plan, part, s, offset, rows);
+        F(wait_for_units)(plan, part->me);
+        F(gru_before_candidate)(plan, part, s, offset, rows);
+        break;
+    default: F(rnn_step)(plan, part, s, offset, rows);
+    }
+}
+
+static void F(forward_work)(const member_t *me, void *context) {
+    F(plan) *plan = context;
+    const pyrnn_recurrent *p = plan->p;
+    const F(part) part = F(part_of)(plan, me);
+    ptrdiff_t first, last;
+    team_share(me, p->B, 1, &first, &last);
+    F(pack_forward)(plan, me);
+    F(load_state)(plan, &p->h0, F(h_slot)(p, plan, 0), first, last);
+    if (p->cs) F(load_state)(plan, &p->c0, F(c_slot)(p, plan, 0), first, last);
+    for (ptrdiff_t i = first; i < last; i++)
+        memset((REAL *)p->y + (p->order[i] * p->T + p->lengths[i]) * p->H, 0,
+               (size_t)((p->T - p->lengths[i]) * p->H) * sizeof(REAL));
+
+    for (ptrdiff_t s0 = 0; s0 < plan->steps; s0 += plan->block) {
+        const ptrdiff_t s1 = smaller(s0 + plan->block, plan->steps), rows = F(rows_before)(plan, s0, s1);
+        F(gather_inputs)(plan, me, s0, s1);
+        team_wait(me);
+        F(project)(plan, &part, rows);
+        if (plan->split == BY_ROWS) team_wait(me);
+        ptrdiff_t offset = 0;
+        for (ptrdiff_t s = s0; s < s1; s++) {
+            F(step_forward)(plan, &part, s, offset, rows);
+            F(wait_for_units)(plan, me);
+            offset += plan->active[s];
+        }
+        if (F(stop_asked)(plan, me)) return;
+    }
+    team_wait(me);
+    for (ptrdiff_t i = first; i < last; i++) {
+        F(store_state)(plan, F(h_slot)(p, plan, p->lengths[i]) + i * plan->Hp, p->h_n, i);
+        if (p->cs) F(store_state)(plan, F(c_slot)(p, plan, p->lengths[i]) + i * plan->Hp, p->c_n, i);
+    }
+}
+
+static int F(recurrent_forward)(const pyrnn_recurrent *p) {
+    F(plan) plan;
+    arena_t arena = {p->workspace, 0};
+    F(plan_forward)(&plan, p, &arena);
+    team_run(plan.threads, F(forward_work), &plan);
+    return plan.stop;
+}

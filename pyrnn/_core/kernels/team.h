@@ -1,0 +1,115 @@
+/* Threads: a team for one call, its barrier, and the state of the floating-point unit inside it. */
+#ifndef PYRNN_TEAM_H
+#define PYRNN_TEAM_H
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef struct {
+    atomic_int arrived, phase;
+} barrier_t;
+
+/* A thread's place in its team. */
+typedef struct {
+    int id, size;
+    barrier_t *barrier;
+} member_t;
+
+static inline void pause_cpu(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Wait for the whole team. Spins, since a step of a layer takes microseconds; yields when that takes too long,
+   as it does with more threads than free cores. */
+static inline void team_wait(const member_t *me) {
+    if (me->size == 1) return;
+    barrier_t *b = me->barrier;
+    const int phase = atomic_load_explicit(&b->phase, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == me->size - 1) {
+        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++) {
+        if (spins < 2000) pause_cpu();
+        else sched_yield();
+    }
+}
+
+/* The part [first, last) of n things in blocks of `block` that falls to this thread. */
+static inline void team_share(const member_t *me, ptrdiff_t n, ptrdiff_t block, ptrdiff_t *first, ptrdiff_t *last) {
+    const ptrdiff_t blocks = (n + block - 1) / block;
+    *first = blocks * me->id / me->size * block;
+    *last = blocks * (me->id + 1) / me->size * block;
+    if (*first > n) *first = n;
+    if (*last > n) *last = n;
+}
+
+/* Denormals would slow the kernels down many times over, so they count as zero inside. */
+static inline uint64_t denormals_off(void) {
+#if defined(__x86_64__)
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040); /* flush to zero, denormals are zero */
+    return before;
+#elif defined(__aarch64__)
+    uint64_t before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" ::"r"(before | (1ull << 24)));
+    return before;
+#else
+    return 0;
+#endif
+}
+
+static inline void denormals_restore(uint64_t before) {
+#if defined(__x86_64__)
+    _mm_setcsr((unsigned)before);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" ::"r"(before));
+#else
+    (void)before;
+#endif
+}
+
+/* Run `work` on a team of at most `threads`; OpenMP may give fewer. */
+typedef void (*work_t)(const member_t *me, void *context);
+
+static void team_run(int threads, work_t work, void *context) {
+    barrier_t barrier;
+    atomic_init(&barrier.arrived, 0);
+    atomic_init(&barrier.phase, 0);
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        {
+            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+            const uint64_t before = denormals_off();
+            work(&me, context);
+            denormals_restore(before);
+        }
+        return;
+    }
+#else
+    (void)threads;
+#endif
+    const member_t me = {0, 1, &barrier};
+    const uint64_t before = denormals_off();
+    work(&me, context);
+    denormals_restore(before);
+}
+
+static inline double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+#endif

@@ -1,0 +1,75 @@
+# What every module of the core needs of the kernels: their declarations, the chosen table, arrays as they take them.
+from libc.stdint cimport int64_t
+
+cdef extern from "pyrnn_kernels.h" nogil:
+    ctypedef struct pyrnn_in:
+        const void *data
+        ptrdiff_t stride[3]
+
+    enum pyrnn_cell:
+        PYRNN_RNN_TANH
+        PYRNN_RNN_RELU
+        PYRNN_LSTM
+        PYRNN_GRU_AFTER
+        PYRNN_GRU_BEFORE
+
+    ctypedef struct pyrnn_recurrent:
+        ptrdiff_t B, T, I, H
+        int cell, reverse, threads
+        const int64_t *order
+        const int64_t *lengths
+        pyrnn_in x, w_ih, w_hh, b, b_hn, h0, c0
+        void *hs
+        void *cs
+        void *gates
+        ptrdiff_t slots, gate_slots
+        void *workspace
+        int (*interrupted)() noexcept
+        void *y
+        void *h_n
+        void *c_n
+        pyrnn_in dy, dh_n, dc_n
+        void *dx
+        void *dw_ih
+        void *dw_hh
+        void *db
+        void *db_hn
+        void *dh0
+        void *dc0
+
+    ctypedef struct pyrnn_linear:
+        ptrdiff_t M, I, O
+        int threads
+        const void *x
+        const void *dy
+        pyrnn_in w, b
+        void *workspace
+        void *y
+        void *dx
+        void *dw
+        void *db
+
+    ctypedef struct pyrnn_kernels:
+        const char *level
+        ptrdiff_t unit_block[2]
+        size_t (*recurrent_workspace[2])(const pyrnn_recurrent *, int) noexcept nogil
+        int (*recurrent_forward[2])(const pyrnn_recurrent *) noexcept nogil
+        int (*recurrent_backward[2])(const pyrnn_recurrent *) noexcept nogil
+        size_t (*linear_workspace[2])(const pyrnn_linear *, int) noexcept nogil
+        void (*linear_forward[2])(const pyrnn_linear *) noexcept nogil
+        void (*linear_backward[2])(const pyrnn_linear *) noexcept nogil
+        void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
+        void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil
+
+    const pyrnn_kernels *pyrnn_kernels_at(const char *)
+    int pyrnn_openmp()
+    int pyrnn_openmp_threads()
+
+cdef const pyrnn_kernels *table() noexcept nogil
+cdef int interrupted() noexcept with gil
+cdef int raise_pending() except -1
+cdef int threads() except -1
+cdef int is_double(object array) except -1
+cdef object aligned_empty(tuple shape, object dtype)
+cdef void *data_of(object array) except? NULL
+cdef pyrnn_in input_of(object array, list keep) except *

@@ -1,0 +1,115 @@
+# cython: language_level=3
+"""The kernels' table for this CPU, and numpy arrays in the form that kernels take.
+
+``PYRNN_ISA`` forces a level below the best that the CPU has (x86-64: v2, v3, v4), so that each can be tested.
+"""
+
+import os
+
+import numpy as np
+
+cimport numpy as cnp
+
+from pyrnn import threads as _threads
+
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept  # leaves the error set: `raise_pending` raises it once the kernel is back
+
+cnp.import_array()
+
+
+cdef const pyrnn_kernels *find(bytes level) noexcept:
+    return pyrnn_kernels_at(level) if level else pyrnn_kernels_at(NULL)
+
+
+_wanted = os.environ.get("PYRNN_ISA", "")
+cdef const pyrnn_kernels *_table = find(_wanted.encode())
+if _table == NULL:
+    raise ImportError(
+        f"PYRNN_ISA={_wanted!r}: this CPU or build has no such level; expected one of those it has "
+        "(x86-64: v2, v3, v4; elsewhere: base)"
+    )
+
+
+def isa_level():
+    """Return the ISA level in use."""
+    return (<bytes>_table.level).decode()
+
+
+def has_openmp():
+    """Tell whether the kernels were built with OpenMP; without it they are serial."""
+    return bool(pyrnn_openmp())
+
+
+def activation(str name, cnp.ndarray x):
+    """Return tanh or sigmoid of a contiguous array as the kernels compute it, for checks of their accuracy."""
+    y = np.empty_like(x)
+    cdef int kind = is_double(x)
+    if name == "tanh":
+        _table.tanh[kind](cnp.PyArray_DATA(x), data_of(y), x.size)
+    else:
+        _table.sigmoid[kind](cnp.PyArray_DATA(x), data_of(y), x.size)
+    return y
+
+
+cdef const pyrnn_kernels *table() noexcept nogil:
+    return _table
+
+
+cdef int interrupted() noexcept with gil:
+    """Asked by a long kernel between time blocks: run Python's signal handlers, tell whether one raised."""
+    return PyErr_CheckSignals() != 0
+
+
+cdef int raise_pending() except -1:
+    """Raise what the signal handler raised: the error is set already, -1 says so."""
+    return -1
+
+
+cdef int threads() except -1:
+    """Return how many threads a kernel may use: what was asked for, or OpenMP's own number within the quota."""
+    requested = _threads.requested_threads()
+    if requested is not None:
+        return requested
+    return min(pyrnn_openmp_threads(), _threads.CPU_QUOTA or pyrnn_openmp_threads())
+
+
+cdef int is_double(object array) except -1:
+    return cnp.PyArray_TYPE(<cnp.ndarray?>array) == cnp.NPY_DOUBLE
+
+
+cdef object aligned_empty(tuple shape, object dtype):
+    """Return an uninitialised array whose memory begins on a cache line."""
+    dtype = np.dtype(dtype)
+    cdef size_t bytes_ = dtype.itemsize
+    for size in shape:
+        bytes_ *= <size_t>size
+    block = np.empty(bytes_ + 64, np.uint8)
+    cdef size_t start = -<size_t>cnp.PyArray_DATA(<cnp.ndarray>block) & 63
+    return block[start : start + bytes_].view(dtype).reshape(shape)
+
+
+cdef void *data_of(object array) except? NULL:
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray?>array)
+
+
+cdef pyrnn_in input_of(object array, list keep) except *:
+    """Describe an array to be read; one whose elements do not lie on their own boundaries is copied.
+
+    ``keep`` gets every array whose memory the kernel will read.
+    """
+    cdef pyrnn_in result
+    cdef int axis
+    result.data = NULL
+    result.stride[0] = result.stride[1] = result.stride[2] = 0
+    if array is None:
+        return result
+    cdef ptrdiff_t item = cnp.PyArray_ITEMSIZE(<cnp.ndarray?>array)
+    if not array.flags.aligned or any(stride % item for stride in array.strides):
+        array = array.copy()
+    keep.append(array)
+    result.data = cnp.PyArray_DATA(<cnp.ndarray>array)
+    for axis in range(cnp.PyArray_NDIM(<cnp.ndarray>array)):
+        result.stride[axis] = cnp.PyArray_STRIDE(<cnp.ndarray>array, axis) // item
+    return result

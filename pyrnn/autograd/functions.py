@@ -1,0 +1,365 @@
+"""The array operations on Tensors, written once against the array's own module.
+
+Each gives its result and, for each operand, the function that pulls the result's gradient back to it. Operands
+may be Tensors, arrays of the same dtype, arrays of booleans, or numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .tape import is_recording
+from .tensor import Tensor, namespace, record
+
+Pull = Callable[[Any], Any]
+
+
+def _values(*operands: Any) -> list[Any]:
+    """Return the operands' arrays and numbers; mixed dtypes are a TypeError, since nothing is promoted here."""
+    dtype = next((operand.dtype for operand in operands if isinstance(operand, Tensor)), None)
+    values = []
+    for operand in operands:
+        if isinstance(operand, (bool, int, float, np.number, np.bool_)):
+            values.append(float(operand))
+            continue
+        value = operand.data if isinstance(operand, Tensor) else operand
+        given = getattr(value, "dtype", None)
+        if given is None:
+            raise TypeError(f"expected a Tensor, an array or a number, got {type(operand).__name__}")
+        if dtype is not None and given not in (dtype, np.bool_):
+            raise TypeError(f"expected {dtype} like the other operand, got {given}; cast with .astype(numpy.{dtype})")
+        values.append(value)
+    return values
+
+
+def _apply(
+    name: str, result: Any, *operands: tuple[Any, Pull], view_of: Tensor | None = None
+) -> Tensor:
+    """Wrap ``result`` with a tape that leads to each operand by its own pull."""
+    inputs = [operand if isinstance(operand, Tensor) else None for operand, _ in operands]
+    if not (is_recording() and any(tensor is not None and tensor.requires_grad for tensor in inputs)):
+        plain = Tensor(result)
+        if view_of is not None:
+            plain.version = view_of.version
+        return plain
+
+    def pullback(grads: Sequence[Any]) -> list[Any]:
+        return [
+            _unbroadcast(pull(grads[0]), tensor.shape) if tensor is not None and tensor.requires_grad else None
+            for tensor, (_, pull) in zip(inputs, operands, strict=True)
+        ]
+
+    return record(name, inputs, [result], pullback, view_of)[0]
+
+
+def _unbroadcast(grad: Any, shape: tuple[int, ...]) -> Any:
+    """Add a gradient up over the axes along which its operand was broadcast."""
+    if grad.shape == shape:
+        return grad
+    extra = grad.ndim - len(shape)
+    grad = grad.sum(axis=tuple(range(extra)))
+    stretched = tuple(i for i, size in enumerate(shape) if size == 1 and grad.shape[i] != 1)
+    return grad.sum(axis=stretched, keepdims=True) if stretched else grad
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------
+
+
+def add(a: Any, b: Any) -> Tensor:
+    """Return a + b."""
+    x, y = _values(a, b)
+    return _apply("add", x + y, (a, lambda g: g), (b, lambda g: g))
+
+
+def subtract(a: Any, b: Any) -> Tensor:
+    """Return a - b."""
+    x, y = _values(a, b)
+    return _apply("subtract", x - y, (a, lambda g: g), (b, lambda g: -g))
+
+
+def multiply(a: Any, b: Any) -> Tensor:
+    """Return a · b, element by element."""
+    x, y = _values(a, b)
+    return _apply("multiply", x * y, (a, lambda g: g * y), (b, lambda g: g * x))
+
+
+def divide(a: Any, b: Any) -> Tensor:
+    """Return a / b."""
+    x, y = _values(a, b)
+    return _apply("divide", x / y, (a, lambda g: g / y), (b, lambda g: -g * x / (y * y)))
+
+
+def power(a: Any, b: Any) -> Tensor:
+    """Return a to the power of b."""
+    x, y = _values(a, b)
+    result = x**y
+
+    def pull_base(g: Any) -> Any:
+        return g * y * x ** (y - 1)
+
+    def pull_exponent(g: Any) -> Any:
+        xp = namespace(result)
+        # d(x^y)/dy at x = 0 is 0 for y > 0, where log gives -inf.
+        return g * result * xp.log(xp.where(x == 0, 1.0, x).astype(result.dtype))
+
+    return _apply("power", result, (a, pull_base), (b, pull_exponent))
+
+
+def negative(a: Tensor) -> Tensor:
+    """Return -a."""
+    return _apply("negative", -a.data, (a, lambda g: -g))
+
+
+def matmul(a: Any, b: Any) -> Tensor:
+    """Return the matrix product a @ b, by numpy's rules for vectors and stacks."""
+    x, y = _values(a, b)
+
+    def pull_left(g: Any) -> Any:
+        if y.ndim == 1:
+            return g[..., None] * y
+        g = g[..., None, :] if x.ndim == 1 else g
+        left = g @ y.swapaxes(-1, -2)
+        return left[..., 0, :] if x.ndim == 1 else left
+
+    def pull_right(g: Any) -> Any:
+        if x.ndim == 1:
+            return x * g if y.ndim == 1 else x[:, None] * g[..., None, :]
+        if y.ndim == 1:
+            return (x * g[..., None]).reshape(-1, x.shape[-1]).sum(axis=0)
+        return x.swapaxes(-1, -2) @ g
+
+    return _apply("matmul", x @ y, (a, pull_left), (b, pull_right))
+
+
+# --- element by element -------------------------------------------------------------------------------------
+
+
+def abs(a: Tensor) -> Tensor:
+    """Return |a|; the gradient at 0 is 0."""
+    x = a.data
+    xp = namespace(x)
+    return _apply("abs", xp.abs(x), (a, lambda g: g * xp.sign(x)))
+
+
+def exp(a: Tensor) -> Tensor:
+    """Return e to the power of a."""
+    y = namespace(a.data).exp(a.data)
+    return _apply("exp", y, (a, lambda g: g * y))
+
+
+def log(a: Tensor) -> Tensor:
+    """Return the natural logarithm."""
+    x = a.data
+    return _apply("log", namespace(x).log(x), (a, lambda g: g / x))
+
+
+def sqrt(a: Tensor) -> Tensor:
+    """Return the square root."""
+    y = namespace(a.data).sqrt(a.data)
+    return _apply("sqrt", y, (a, lambda g: g / (2 * y)))
+
+
+def tanh(a: Tensor) -> Tensor:
+    """Return the hyperbolic tangent."""
+    y = namespace(a.data).tanh(a.data)
+    return _apply("tanh", y, (a, lambda g: g * (1 - y * y)))
+
+
+def sigmoid(a: Tensor) -> Tensor:
+    """Return 1 / (1 + e^-a), its relative error small for very negative a too."""
+    x = a.data
+    xp = namespace(x)
+    small = xp.exp(-xp.abs(x))
+    y = xp.where(x >= 0, 1, small) / (1 + small)
+    return _apply("sigmoid", y, (a, lambda g: g * y * (1 - y)))
+
+
+def relu(a: Tensor) -> Tensor:
+    """Return a, or 0 where it is negative; the gradient at 0 is 0."""
+    x = a.data
+    return _apply("relu", namespace(x).maximum(x, 0), (a, lambda g: g * (x > 0)))
+
+
+def softplus(a: Tensor) -> Tensor:
+    """Return log(1 + e^a) without overflow."""
+    x = a.data
+    xp = namespace(x)
+    small = xp.exp(-xp.abs(x))
+    rise = xp.where(x >= 0, 1, small) / (1 + small)
+    return _apply("softplus", xp.maximum(x, 0) + xp.log1p(small), (a, lambda g: g * rise))
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """Return the larger of the two; equals share the gradient."""
+    x, y = _values(a, b)
+    result = namespace(x if isinstance(a, Tensor) else y).maximum(x, y)
+    return _larger("maximum", result, a, b, x, y)
+
+
+def minimum(a: Any, b: Any) -> Tensor:
+    """Return the smaller of the two; equals share the gradient."""
+    x, y = _values(a, b)
+    result = namespace(x if isinstance(a, Tensor) else y).minimum(x, y)
+    return _larger("minimum", result, a, b, x, y)
+
+
+def _larger(name: str, result: Any, a: Any, b: Any, x: Any, y: Any) -> Tensor:
+    """Give the gradient to the operand that is the result, half of it where both are."""
+
+    def share(value: Any) -> Any:
+        return ((result == value) * (1 - 0.5 * (x == y))).astype(result.dtype)
+
+    return _apply(name, result, (a, lambda g: g * share(x)), (b, lambda g: g * share(y)))
+
+
+def clip(a: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Return a held between two numbers; outside of them the gradient is 0."""
+    x = a.data
+    y = namespace(x).clip(x, low, high)
+    return _apply("clip", y, (a, lambda g: g * (x == y)))
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """Return a where the condition holds and b elsewhere; what is not taken gets no gradient, NaN or not."""
+    x, y = _values(a, b)
+    xp = namespace(x if isinstance(a, Tensor) else y)
+    zero = (a if isinstance(a, Tensor) else b).dtype.type(0)
+    return _apply(
+        "where",
+        xp.where(condition, x, y),
+        (a, lambda g: xp.where(condition, g, zero)),
+        (b, lambda g: xp.where(condition, zero, g)),
+    )
+
+
+# --- reductions ---------------------------------------------------------------------------------------------
+
+
+def _spread(g: Any, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Any:
+    """Stretch a reduction's gradient over the axes that were reduced."""
+    xp = namespace(g)
+    if axis is not None and not keepdims:
+        g = xp.expand_dims(g, axis)
+    return xp.broadcast_to(g, shape)
+
+
+def sum(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Add up over the axes, all by default."""
+    x = a.data
+    return _apply("sum", x.sum(axis=axis, keepdims=keepdims), (a, lambda g: _spread(g, x.shape, axis, keepdims)))
+
+
+def mean(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Average over the axes, all by default."""
+    x = a.data
+    y = x.mean(axis=axis, keepdims=keepdims)
+    share = y.size / x.size if x.size else 0.0
+    return _apply("mean", y, (a, lambda g: _spread(g * x.dtype.type(share), x.shape, axis, keepdims)))
+
+
+def max(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Return the largest element; equals share the gradient."""
+    return _extreme("max", a, axis, keepdims)
+
+
+def min(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Return the smallest element; equals share the gradient."""
+    return _extreme("min", a, axis, keepdims)
+
+
+def _extreme(name: str, a: Tensor, axis: Any, keepdims: bool) -> Tensor:
+    x = a.data
+    kept = getattr(x, name)(axis=axis, keepdims=True)
+    chosen = x == kept
+
+    def pull(g: Any) -> Any:
+        share = chosen / chosen.sum(axis=axis, keepdims=True)
+        return _spread(g, x.shape, axis, keepdims) * share.astype(x.dtype)
+
+    return _apply(name, kept if keepdims else kept.reshape(getattr(x, name)(axis=axis).shape), (a, pull))
+
+
+# --- indexing and shapes ------------------------------------------------------------------------------------
+
+
+def getitem(a: Tensor, index: Any) -> Tensor:
+    """Return a[index], by numpy's rules."""
+    x = a.data
+    result = x[index]
+    xp = namespace(x)
+    parts = index if isinstance(index, tuple) else (index,)
+    basic = all(part is None or part is ... or isinstance(part, (int, np.integer, slice)) for part in parts)
+
+    def pull(g: Any) -> Any:
+        full = xp.zeros_like(x)
+        if basic:
+            full[index] = g
+        else:
+            xp.add.at(full, index, g)  # an element that was taken twice gets both gradients
+        return full
+
+    return _apply("getitem", result, (a, pull), view_of=a if basic else None)
+
+
+def reshape(a: Tensor, shape: Any) -> Tensor:
+    """Return the elements in another shape."""
+    x = a.data
+    return _apply("reshape", x.reshape(shape), (a, lambda g: g.reshape(x.shape)), view_of=a)
+
+
+def transpose(a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """Return the axes in another order; reversed by default."""
+    back = None if axes is None else [int(i) for i in np.argsort([axis % a.ndim for axis in axes])]
+    return _apply("transpose", a.data.transpose(axes), (a, lambda g: g.transpose(back)), view_of=a)
+
+
+def swapaxes(a: Tensor, first: int, second: int) -> Tensor:
+    """Return the Tensor with two axes exchanged."""
+    return _apply("swapaxes", a.data.swapaxes(first, second), (a, lambda g: g.swapaxes(first, second)), view_of=a)
+
+
+def expand_dims(a: Tensor, axis: int) -> Tensor:
+    """Return the Tensor with a new axis of length 1."""
+    xp = namespace(a.data)
+    return _apply("expand_dims", xp.expand_dims(a.data, axis), (a, lambda g: g.squeeze(axis)), view_of=a)
+
+
+def squeeze(a: Tensor, axis: int) -> Tensor:
+    """Return the Tensor without an axis of length 1."""
+    xp = namespace(a.data)
+    return _apply("squeeze", a.data.squeeze(axis), (a, lambda g: xp.expand_dims(g, axis)), view_of=a)
+
+
+def broadcast_to(a: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the Tensor stretched to a shape."""
+    return _apply("broadcast_to", namespace(a.data).broadcast_to(a.data, shape), (a, lambda g: g), view_of=a)
+
+
+def concatenate(parts: Sequence[Any], axis: int = 0) -> Tensor:
+    """Join along an axis that is there."""
+    values = _values(*parts)
+    xp = namespace(values[0])
+    ends = np.cumsum([value.shape[axis] for value in values])
+    lead = (slice(None),) * (axis % values[0].ndim)
+
+    def pull(start: int, stop: int) -> Pull:
+        return lambda g: g[(*lead, slice(start, stop))]
+
+    starts = [0, *ends[:-1]]
+    pulls = [(part, pull(i, j)) for part, i, j in zip(parts, starts, ends, strict=True)]
+    return _apply("concatenate", xp.concatenate(values, axis=axis), *pulls)
+
+
+def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
+    """Join along a new axis."""
+    values = _values(*parts)
+    xp = namespace(values[0])
+
+    def pull(number: int) -> Pull:
+        return lambda g: xp.take(g, number, axis=axis)
+
+    pulls = [(part, pull(number)) for number, part in enumerate(parts)]
+    return _apply("stack", xp.stack(values, axis=axis), *pulls)

@@ -1,0 +1,322 @@
+"""Backends: the base class, the registry, and the choice of the one that a call runs on.
+
+A backend is a class derived from `Backend` with a pair of methods for each op that it has. It is found under
+its name: two are built in, all others come from packages that register in the entry-point group
+``pyrnn.backends``. Those are listed by name and imported only when they are asked for.
+
+A call runs on the first of these that is set: its own ``backend=``; the innermost ``with use_backend(...)``;
+the model's own (``model.to(...)``); the environment's ``PYRNN_BACKEND``; ``cython``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from .reference.basic import BasicOps
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP = "pyrnn.backends"
+BUILT_IN = {
+    "cython": "pyrnn._core.backend:CythonBackend",
+    "reference": "pyrnn.reference.backend:ReferenceBackend",
+}
+DEFAULT = os.environ.get("PYRNN_BACKEND") or "cython"
+
+
+class BackendUnavailableError(ImportError):
+    """A backend that is known by name can't be used here; the message says why and what installs it."""
+
+    def __init__(self, name: str, reason: str, install: str = "") -> None:
+        super().__init__(f"backend {name!r} can't be used: {reason}" + (f"; try: {install}" if install else ""))
+        self.reason, self.install = reason, install
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a backend promises of one op. The tests hold it to exactly this.
+
+    Attributes
+    ----------
+    dtypes
+        The array types that it takes.
+    options
+        For each option that it takes in part only, the values that it takes.
+    invariances
+        Of ``"threads"``, ``"batch"`` and ``"chunk"``: what leaves every output bit of the forward as it is.
+        ``"weight gradients"``: those are the same for any number of threads.
+    """
+
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    invariances: frozenset[str] = frozenset()
+
+
+class Backend(BasicOps):
+    """Base class of all backends: for each op ``<op>_forward`` and ``<op>_backward``.
+
+    ::
+
+        <op>_forward (arrays, config, *, needs=None)    -> outputs, saved
+        <op>_backward(saved, grad_outputs, *, needs)    -> grads
+
+    ``arrays`` is the op's NamedTuple of checked arrays (None for an optional one that was not given), ``config``
+    that of its options with the defaults filled in. ``needs`` has the fields of ``arrays`` and says which
+    gradients will be asked for; None means inference: nothing is kept and ``saved`` is None. ``saved`` is
+    read-only: backward may run more than once. ``grad_outputs`` has None where an output's gradient is zero.
+    ``grads`` has the fields of ``arrays``, None where a gradient is not needed.
+
+    The methods of an op that a backend lacks raise `NotImplementedError`; the `basic` family alone has
+    defaults, written against `xp`.
+
+    Attributes
+    ----------
+    name
+        What it is registered and asked for under.
+    xp
+        Its array module, numpy or one with numpy's names.
+    array_type
+        The class of the arrays that it takes and gives.
+    compute_modes
+        What ``use_backend(..., compute=)`` may ask of it beside the arrays' own precision.
+    claims
+        What it promises, op by op.
+    """
+
+    name: ClassVar[str]
+    xp: Any = np
+    array_type: type = np.ndarray
+    compute_modes: tuple[str, ...] = ()
+    claims: Mapping[str, Claim] = {}
+
+    def has(self, op: str) -> bool:
+        """Tell whether this backend has the op."""
+        return not getattr(getattr(type(self), f"{op}_forward", None), "is_missing", op not in self.claims)
+
+    @classmethod
+    def declare_op(cls, op: str) -> None:
+        """Give the base class the two methods of a declared op, which raise until a backend overrides them."""
+        for direction in ("forward", "backward"):
+            if not hasattr(cls, f"{op}_{direction}"):
+                setattr(cls, f"{op}_{direction}", _missing(op))
+
+    def __repr__(self) -> str:
+        return f"<pyrnn backend {self.name!r}>"
+
+
+def _missing(op: str) -> Callable[..., Any]:
+    def method(self: Backend, *_: Any, **__: Any) -> Any:
+        having = [info.name for info in backends() if info.backend is not None and info.backend.has(op)]
+        raise NotImplementedError(
+            f"backend {self.name!r} has no op {op!r}; available here with it: {', '.join(having) or 'none'}. "
+            f'A fallback is asked for: use_backend("{self.name}", otherwise="cython")'
+        )
+
+    method.is_missing = True  # type: ignore[attr-defined]
+    return method
+
+
+# --- the registry ------------------------------------------------------------------------------------------
+
+
+class BackendInfo(NamedTuple):
+    """One line of `backends`: ``backend`` is None where it can't be used, and ``reason`` then says why."""
+
+    name: str
+    origin: str
+    backend: Backend | None
+    reason: str = ""
+    install: str = ""
+
+    def __str__(self) -> str:
+        if self.backend is not None:
+            return f"{self.name}: available ({self.origin})"
+        return f"{self.name}: not available ({self.origin}): {self.reason}" + (
+            f"; try: {self.install}" if self.install else ""
+        )
+
+
+_loaded: dict[str, Backend] = {}
+_lock = threading.RLock()
+
+
+@cache
+def _entry_points() -> dict[str, list[EntryPoint]]:
+    """Return the plugins' entry points by name, imported by none; the scan happens once a process."""
+    from importlib.metadata import entry_points  # costs more than all of pyrnn, so only when asked for
+
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        if all(point.value != other.value for other in found.setdefault(point.name, [])):
+            found[point.name].append(point)
+    return found
+
+
+def _import(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _load(name: str) -> Backend:
+    if name in BUILT_IN:
+        loader: Callable[[], Any] = lambda: _import(BUILT_IN[name])  # noqa: E731
+    else:
+        points = _entry_points()[name]
+        if len(points) > 1:
+            origins = " and ".join(point.value for point in points)
+            raise BackendUnavailableError(name, f"{len(points)} plugins have this name: {origins}; uninstall one")
+        loader = points[0].load
+    try:
+        plugin = loader()
+        backend = plugin() if isinstance(plugin, type) else plugin
+    except BackendUnavailableError:
+        raise
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(name, str(error), f"pip install {error.name}") from error
+    except Exception as error:
+        raise BackendUnavailableError(name, f"{type(error).__name__}: {error}") from error
+    if not isinstance(backend, Backend):
+        raise BackendUnavailableError(name, f"its entry point gives a {type(backend).__name__}, no Backend")
+    return backend
+
+
+def get_backend(name: str | Backend) -> Backend:
+    """Return the backend of this name, imported at its first use.
+
+    Parameters
+    ----------
+    name
+        A name that `backends` lists, or a `Backend`, which is given back as it is.
+
+    Raises
+    ------
+    ValueError
+        No backend has this name.
+    BackendUnavailableError
+        It can't be used here (an ImportError): the message says why and what installs it.
+    """
+    if isinstance(name, Backend):
+        return name
+    backend = _loaded.get(name)
+    if backend is not None:
+        return backend
+    if name not in BUILT_IN and name not in _entry_points():
+        raise ValueError(f"backend: expected one of {', '.join(_names())}, got {name!r}")
+    with _lock:
+        return _loaded.setdefault(name, _loaded.get(name) or _load(name))
+
+
+def _names() -> list[str]:
+    return [*BUILT_IN, *(name for name in sorted(_entry_points()) if name not in BUILT_IN)]
+
+
+def backends() -> list[BackendInfo]:
+    """List every backend known here; one that can't be used is listed with the reason and what installs it.
+
+    To know whether a plugin can be used, this imports it.
+    """
+    infos = []
+    for name in _names():
+        origin = "built in" if name in BUILT_IN else ", ".join(p.value for p in _entry_points()[name])
+        try:
+            infos.append(BackendInfo(name, origin, get_backend(name)))
+        except BackendUnavailableError as error:
+            infos.append(BackendInfo(name, origin, None, error.reason, error.install))
+    for name in BUILT_IN:
+        for point in _entry_points().get(name, []):
+            reason = "this name is built in and can't be taken by a plugin"
+            infos.append(BackendInfo(name, point.value, None, reason))
+    return infos
+
+
+# --- the choice --------------------------------------------------------------------------------------------
+
+
+class _Use(NamedTuple):
+    backend: Backend
+    compute: str | None
+    otherwise: Backend | None
+
+
+_use: ContextVar[_Use | None] = ContextVar("pyrnn_use_backend", default=None)
+_model: ContextVar[Backend | None] = ContextVar("pyrnn_model_backend", default=None)
+
+
+@contextmanager
+def use_backend(
+    name: str | Backend, *, compute: str | None = None, otherwise: str | Backend | None = None
+) -> Iterator[Backend]:
+    """Run the ops of a ``with`` block on a backend.
+
+    It holds in this thread and its asyncio tasks (a ContextVar); a new thread starts from the default.
+
+    Parameters
+    ----------
+    name
+        A name that `backends` lists, or a `Backend` of one's own.
+    compute
+        None keeps the arrays' own precision. A backend that can trade precision for speed lists its modes
+        in ``compute_modes``.
+    otherwise
+        The backend that runs those ops that the first one lacks. Without it they raise NotImplementedError.
+
+    Yields
+    ------
+    Backend
+        The backend in use.
+    """
+    backend = get_backend(name)
+    if compute is not None and compute not in backend.compute_modes:
+        raise ValueError(
+            f"compute: backend {backend.name!r} takes None"
+            + "".join(f" or {mode!r}" for mode in backend.compute_modes)
+            + f", got {compute!r}"
+        )
+    other = None if otherwise is None else get_backend(otherwise)
+    if other is not None and other.array_type is not backend.array_type:
+        raise ValueError(
+            f"otherwise: expected a backend on {backend.array_type.__name__} arrays as {backend.name!r} is, "
+            f"got {other.name!r} on {other.array_type.__name__}: nothing is copied between devices in silence"
+        )
+    token = _use.set(_Use(backend, compute, other))
+    try:
+        yield backend
+    finally:
+        _use.reset(token)
+
+
+@contextmanager
+def model_backend(backend: Backend) -> Iterator[None]:
+    """Make a model's own backend the one below any `use_backend` in force."""
+    token = _model.set(backend)
+    try:
+        yield
+    finally:
+        _model.reset(token)
+
+
+def current_compute() -> str | None:
+    """Return the compute mode that `use_backend` asks for, or None for the arrays' own precision."""
+    use = _use.get()
+    return None if use is None else use.compute
+
+
+def choose(op: str, backend: str | Backend | None = None) -> Backend:
+    """Return the backend that a call of ``op`` made here runs on."""
+    if backend is not None:
+        return get_backend(backend)
+    use = _use.get()
+    if use is None:
+        return _model.get() or get_backend(DEFAULT)
+    return use.backend if use.otherwise is None or use.backend.has(op) else use.otherwise

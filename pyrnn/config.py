@@ -1,0 +1,27 @@
+"""What runs here: version, instruction set, threads, backends."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+
+from ._version import __version__
+from .backend import DEFAULT, backends
+from .threads import get_num_threads
+
+
+def show_config() -> None:
+    """Print pyrnn's version, the ISA level in use, OpenMP, threads, and the backends, with why any is not available."""
+    try:
+        from ._core.runtime import has_openmp, isa_level
+
+        core = f"ISA level {isa_level()}, OpenMP {'yes' if has_openmp() else 'no (serial)'}"
+    except ImportError as error:
+        core = f"not built: {error}"
+    print(f"pyrnn {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}")
+    print(f"core: {core}")
+    print(f"threads: {get_num_threads()}")
+    print(f"backends (default {DEFAULT}):")
+    for info in backends():
+        print(f"  {info}")

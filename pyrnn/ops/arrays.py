@@ -1,0 +1,48 @@
+"""Which arrays an op takes: float32 or float64, all alike, of the backend's own kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Backend
+
+FLOATS = (np.dtype("float32"), np.dtype("float64"))
+# What a stranger's array is turned into an array of a CPU backend with, by the package that it comes from.
+DOORS = {
+    "cupy": 'copy it with .get(), or run on the GPU: backend="cupy"',
+    "torch": "pass pyrnn.from_dlpack(...) of the detached tensor",
+    "jax": "pass pyrnn.from_dlpack(...) of it",
+    "jaxlib": "pass pyrnn.from_dlpack(...) of it",
+    "pandas": "pass its .to_numpy()",
+}
+
+
+def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
+    """Return the array's dtype, which is to be ``dtype`` unless that is None.
+
+    Raises
+    ------
+    TypeError
+        It is no array of this backend, or of another dtype; the message says what to do.
+    """
+    if not isinstance(value, backend.array_type) or isinstance(value, (np.ma.MaskedArray, np.matrix)):
+        kind = type(value)
+        package = kind.__module__.partition(".")[0]
+        wanted = f"{backend.array_type.__module__}.{backend.array_type.__name__}"
+        door = DOORS.get(package, "convert it with numpy.asarray(...)")
+        if not isinstance(value, np.ndarray) and backend.array_type is not np.ndarray:
+            door = f"convert it with {backend.xp.__name__}.asarray(...)"
+        raise TypeError(
+            f"{name}: expected a {wanted} or a pyrnn.Tensor of one for backend {backend.name!r}, "
+            f"got {package}.{kind.__name__}; {door}"
+        )
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}; cast with .astype(numpy.float32)")
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected {dtype} like the arrays before it, got {value.dtype}; "
+            f"cast with .astype(numpy.{dtype})"
+        )
+    return value.dtype

@@ -1,0 +1,134 @@
+"""The options of ops: each has a default and a check that brings a caller's value into its domain, or raises."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import Backend
+from .shapes import Sizes, match_shape
+
+
+class Option(NamedTuple):
+    """An option's default and what brings a caller's value into its domain (or raises, naming it)."""
+
+    default: Any
+    check: Callable[[str, Any, Sizes, Backend], Any]
+    domain: tuple[Any, ...] = ()
+
+
+def flag(default: bool) -> Option:
+    """Declare an option that is True or False."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> bool:
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name}: expected True or False, got {value!r}")
+        return bool(value)
+
+    return Option(default, check, (False, True))
+
+
+def choice(*values: str) -> Option:
+    """Declare an option that is one of some words; the first is the default."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> str:
+        if value not in values:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, values))}, got {value!r}")
+        return str(value)
+
+    return Option(values[0], check, values)
+
+
+def positive(default: float) -> Option:
+    """Declare an option that is a positive number."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> float:
+        number = float(value)
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+        return number
+
+    return Option(default, check)
+
+
+def axis(default: int) -> Option:
+    """Declare an option that is an axis of the ``...`` dimensions and the one after them."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> int:
+        ndim = len(sizes["..."]) + 1
+        number = operator.index(value)
+        if not -ndim <= number < ndim:
+            raise ValueError(f"{name}: expected an axis of {ndim} dimensions, got {value!r}")
+        return number
+
+    return Option(default, check)
+
+
+def lengths(batch: str = "B", time: str = "T") -> Option:
+    """Declare the valid steps of each row: host integers (B,) from 0 to T, or None for all."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> np.ndarray | None:
+        if value is None:
+            return None
+        if not isinstance(value, (np.ndarray, list, tuple)):
+            raise TypeError(
+                f"{name}: expected a sequence or numpy array of integers on the host, got {type(value).__name__}"
+            )
+        array = np.asarray(value)
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
+        rows, steps = sizes[batch], sizes[time]
+        if array.shape != (rows,):
+            raise ValueError(f"{name}: expected shape ({batch},) = ({rows},), got {array.shape}")
+        if array.size and (array.min() < 0 or array.max() > steps):
+            raise ValueError(
+                f"{name}: expected values from 0 to {time} = {steps}, got {array.min()} to {array.max()}"
+            )
+        return array.astype(np.int64)
+
+    return Option(None, check)
+
+
+def indices(shape: str, bound: str = "") -> Option:
+    """Declare an array of integers; with ``bound``, from 0 to that symbol's size - 1."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
+        if value is None:
+            raise TypeError(f"{name}: expected an array of integers, got None")
+        array = backend.xp.asarray(value)
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
+        match_shape(name, shape, array.shape, sizes)
+        if bound:
+            check_range(name, array, sizes[bound], bound)
+        return array.astype(np.int64, copy=False)
+
+    return Option(None, check)
+
+
+def check_range(name: str, array: Any, size: int, symbol: str) -> None:
+    """Raise ValueError where an integer array leaves 0 .. size - 1."""
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= size):
+        raise ValueError(
+            f"{name}: expected values from 0 to {symbol} - 1 = {size - 1}, "
+            f"got {int(array.min())} to {int(array.max())}"
+        )
+
+
+def mask(shape: str) -> Option:
+    """Declare a boolean array, True where an element counts; None for all."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
+        if value is None:
+            return None
+        array = backend.xp.asarray(value)
+        if array.dtype != np.bool_:
+            raise TypeError(f"{name}: expected booleans (True = counts), got {array.dtype}")
+        match_shape(name, shape, array.shape, sizes)
+        return array
+
+    return Option(None, check)

@@ -1,0 +1,66 @@
+"""Each ISA level that this CPU has: right on its own, and refused where it is not to be had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyrnn._core.runtime import activation, isa_level
+
+LADDER = ["v2", "v3", "v4"]
+HERE = isa_level()
+LOWER = LADDER[: LADDER.index(HERE)] if HERE in LADDER else []
+
+
+@pytest.mark.parametrize("level", LOWER)
+def test_a_lower_level_passes_the_same_tests(level: str) -> None:
+    folder = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(folder / "test_recurrent.py"), str(folder / "test_basic.py"),
+         str(Path(__file__)), "-p", "no:cacheprovider", "-k", "agrees or bit or linear or blocks or activation"],
+        env={**os.environ, "PYRNN_ISA": level}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+def test_a_level_not_to_be_had_is_refused() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import pyrnn; pyrnn.get_backend('cython')"],
+        env={**os.environ, "PYRNN_ISA": "v9"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode != 0 and "PYRNN_ISA='v9': this CPU or build has no such level" in result.stderr
+
+
+def ulps(mine: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Return the distance from the float64 truth in units of the result's last place."""
+    spacing = np.spacing(np.maximum(np.abs(exact), np.finfo(np.float32).tiny).astype(np.float32))
+    return np.abs(mine.astype(np.float64) - exact) / spacing
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+def test_activation_accuracy_float32(name: str) -> None:
+    # Every 1021st float32 bit pattern: all exponents, both signs, denormals.
+    x = np.arange(0, 2**32, 1021, dtype=np.uint32).view(np.float32)
+    x = x[np.isfinite(x)]
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        exact = np.tanh(wide) if name == "tanh" else np.where(wide >= 0, 1, np.exp(wide)) / (1 + np.exp(-np.abs(wide)))
+    assert ulps(activation(name, x), exact).max() <= 4
+    ends = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)
+    expected = [1, -1, np.nan, 0, -0.0] if name == "tanh" else [1, 0, np.nan, 0.5, 0.5]
+    np.testing.assert_array_equal(activation(name, ends), np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+def test_activation_accuracy_float64(name: str) -> None:
+    import math
+
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-30, 30, 4000), rng.uniform(-700, 700, 1000), rng.uniform(-1, 1, 2000) * 1e-8])
+    exact = [math.tanh(v) if name == "tanh" else (1 if v >= 0 else math.exp(v)) / (1 + math.exp(-abs(v))) for v in x]
+    assert np.max(np.abs(activation(name, x) - exact) / np.spacing(np.abs(exact))) <= 4

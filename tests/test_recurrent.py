@@ -1,0 +1,358 @@
+"""rnn, lstm and gru on the reference and cython backends: values, gradients, padding, bitwise promises, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+from cases import GATES, Call, calls, with_nan_pads
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import pyrnn
+
+BACKENDS = ("reference", "cython")
+EPS = {"float32": 2.0**-24, "float64": 2.0**-53}
+
+
+def bound(call: Call) -> float:
+    """What rounding can do to an output, in the arithmetic of the call's dtype.
+
+    A pre-activation is a chain of K = I + H + 1 terms, whose magnitudes here add up to less than 6√I + 2: it is off by
+    at most K·eps times that. The activations have slope 1 at most and add a few eps. With |W_hh| summing to less than
+    one a row and gates below 1, what a step inherits is not amplified by more than the LSTM's and GRU's sums over
+    time, at most T times one step's error.
+    """
+    _, T, I = call.arrays["x"].shape
+    H = call.arrays["w_hh"].shape[1]
+    eps = EPS[str(call.arrays["x"].dtype)]
+    return max(T, 1) * ((I + H + 1) * (6 * I**0.5 + 2) + 8) * eps
+
+
+def widened(call: Call) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float64) for name, array in call.arrays.items()}
+
+
+@given(calls(dtypes=("float64",), batch=(0, 4), time=(0, 6), inputs=(1, 5), hidden=(1, 5)))
+def test_reference_is_the_textbook(call: Call) -> None:
+    expected = oracle.run(call.op, call.arrays, call.config)
+    outputs = call.run("reference")
+    assert outputs._fields == tuple(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(outputs, name), value, rtol=0, atol=bound(call))
+
+
+@given(calls())
+def test_cython_agrees_with_the_reference(call: Call) -> None:
+    outputs, pullback = call.vjp("cython")
+    expected, pullback_expected = call.vjp("reference", **widened(call))
+    limit = bound(call)
+    for mine, theirs in zip(outputs, expected, strict=True):
+        assert mine.dtype == call.arrays["x"].dtype and mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=limit)
+    cotangents = call.cotangents(outputs)
+    grads = pullback(cotangents)
+    grads_expected = pullback_expected([v.astype(np.float64) for v in cotangents])
+    # A gradient is a sum over steps and rows of products of such outputs: their error, times the number of terms.
+    terms = 16 * (1 + call.arrays["x"].shape[0])
+    for name, mine, theirs in zip(grads._fields, grads, grads_expected, strict=True):
+        assert (mine is None) == (theirs is None) == (name not in call.arrays)
+        if mine is not None:
+            assert mine.dtype == call.arrays["x"].dtype and mine.shape == theirs.shape == call.arrays[name].shape
+            np.testing.assert_allclose(mine, theirs, rtol=terms * limit, atol=terms * limit)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(call=calls(dtypes=("float64",), batch=(0, 5), time=(0, 7), inputs=(1, 20), hidden=(1, 40)))
+def test_gradients_are_central_differences(backend: str, call: Call) -> None:
+    outputs, pullback = call.vjp(backend)
+    cotangents = call.cotangents(outputs)
+    grads = pullback(cotangents)
+    step = 1e-6
+    for name, array in call.arrays.items():
+        direction = call.rng.standard_normal(array.shape)
+        ahead = call.run(backend, **{name: array + step * direction})
+        behind = call.run(backend, **{name: array - step * direction})
+        if call.config.get("activation") == "relu":  # a difference across a kink is no derivative
+            assume(np.array_equal(ahead.y > 0, behind.y > 0))
+        slope = sum(float((v * (a - b)).sum()) for v, a, b in zip(cotangents, ahead, behind, strict=True)) / (2 * step)
+        mine = float((getattr(grads, name) * direction).sum())
+        # Truncation is of order step², rounding of order eps · Σ|v·output| / step.
+        size = 1 + float(np.abs(getattr(grads, name) * direction).sum()) + sum(float(np.abs(v).sum()) for v in cotangents)
+        assert abs(slope - mine) <= 1e-8 * size, name
+
+
+@given(call=calls(dtypes=("float64",), batch=(1, 4), time=(1, 5)), backend=st.sampled_from(BACKENDS), data=st.data())
+def test_pullback_gives_what_is_needed(call: Call, backend: str, data: st.DataObject) -> None:
+    outputs, pullback = call.vjp(backend)
+    cotangents = call.cotangents(outputs)
+    full = pullback(cotangents)
+    again = pullback(cotangents)
+    needs = data.draw(st.lists(st.booleans(), min_size=len(full), max_size=len(full)))
+    some = pullback(cotangents, needs)
+    for name, a, b, c, need in zip(full._fields, full, again, some, needs, strict=True):
+        if name not in call.arrays:
+            assert a is None and c is None
+            continue
+        assert np.array_equal(a, b), "backward can run twice"
+        assert (c is None) if not need else np.array_equal(a, c)
+    # None stands for a zero gradient.
+    absent = data.draw(st.integers(0, len(outputs) - 1))
+    zeros = [np.zeros_like(v) if k == absent else v for k, v in enumerate(cotangents)]
+    nones = [None if k == absent else v for k, v in enumerate(cotangents)]
+    for a, b in zip(pullback(zeros), pullback(nones), strict=True):
+        assert (a is None and b is None) or np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(call=calls(ragged=True))
+def test_padding_reaches_nothing(backend: str, call: Call) -> None:
+    x, lengths = call.arrays["x"], call.config["lengths"]
+    outputs, pullback = call.vjp(backend)
+    poisoned, pullback_poisoned = call.vjp(backend, x=with_nan_pads(call))
+    for a, b in zip(outputs, poisoned, strict=True):
+        assert np.array_equal(a, b)
+    cotangents = call.cotangents(outputs)
+    spoilt = [v.copy() for v in cotangents]
+    for row, length in enumerate(lengths):
+        spoilt[0][row, length:] = np.nan  # nor does the gradient of a padded output
+    grads, grads_poisoned = pullback(cotangents), pullback_poisoned(spoilt)
+    for a, b in zip(grads, grads_poisoned, strict=True):
+        assert (a is None and b is None) or np.array_equal(a, b)
+    for row, length in enumerate(lengths):
+        assert not outputs.y[row, length:].any() and not grads.x[row, length:].any()
+        if length:
+            last = 0 if call.config["reverse"] else length - 1
+            assert np.array_equal(outputs.h_n[row], outputs.y[row, last])
+        else:
+            expected = call.arrays["h0"][row] if "h0" in call.arrays else 0
+            assert np.array_equal(outputs.h_n[row], np.broadcast_to(expected, outputs.h_n[row].shape))
+            if "h0" in call.arrays:
+                assert np.array_equal(grads.h0[row], cotangents[1][row])
+
+
+@given(call=calls(ragged=True, batch=(1, 6), time=(1, 8)))
+def test_a_ragged_row_is_the_row_alone(call: Call) -> None:
+    outputs = call.run()
+    for row, length in enumerate(call.config["lengths"]):
+        alone = Call(call.op, dict(call.arrays), {**call.config, "lengths": None}, call.rng)
+        changes = {"x": call.arrays["x"][row : row + 1, :length]}
+        changes |= {name: call.arrays[name][row : row + 1] for name in ("h0", "c0") if name in call.arrays}
+        expected = alone.run(**changes)
+        assert np.array_equal(outputs.y[row, :length], expected.y[0])
+        assert all(np.array_equal(a[row], b[0]) for a, b in zip(outputs[1:], expected[1:], strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(call=calls(ragged=False))
+def test_reverse_is_forward_on_the_reversed_sequence(backend: str, call: Call) -> None:
+    outputs = call.run(backend)
+    turned = Call(call.op, call.arrays, {**call.config, "reverse": not call.config["reverse"]}, call.rng)
+    expected = turned.run(backend, x=call.arrays["x"][:, ::-1].copy())
+    np.testing.assert_allclose(outputs.y, expected.y[:, ::-1], rtol=0, atol=bound(call))
+    np.testing.assert_allclose(outputs.h_n, expected.h_n, rtol=0, atol=bound(call))
+
+
+# Large enough that a second thread is put to work, by rows and by units.
+WIDE = {"batch": (1, 40), "time": (3, 9), "inputs": (1, 70), "hidden": (40, 130)}
+
+
+@given(call=calls(**WIDE))
+def test_thread_count_changes_no_bit(call: Call) -> None:
+    results = []
+    for count in (1, 2, 3):
+        with pyrnn.num_threads(count):
+            outputs, pullback = call.vjp()
+            call.rng = np.random.default_rng(1)
+            results.append([*outputs, *(g for g in pullback(call.cotangents(outputs)) if g is not None), *call.run()])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@given(call=calls(**WIDE), data=st.data())
+def test_batch_changes_no_bit(call: Call, data: st.DataObject) -> None:
+    outputs = call.run()
+    rows = data.draw(st.lists(st.integers(0, len(outputs.y) - 1), min_size=1, max_size=5))
+    part = Call(call.op, dict(call.arrays), dict(call.config), call.rng)
+    for name in ("x", "h0", "c0"):
+        if name in part.arrays:
+            part.arrays[name] = part.arrays[name][rows]
+    if "lengths" in part.config:
+        part.config["lengths"] = part.config["lengths"][rows]
+    assert all(np.array_equal(a[rows], b) for a, b in zip(outputs, part.run(), strict=True))
+
+
+@given(call=calls(ragged=False, reverse=False, time=(1, 12)), data=st.data())
+def test_chunks_change_no_bit(call: Call, data: st.DataObject) -> None:
+    outputs = call.run()
+    T = outputs.y.shape[1]
+    cuts = sorted(data.draw(st.sets(st.integers(0, T), max_size=4)) | {0, T})
+    state = {name: call.arrays[name] for name in ("h0", "c0") if name in call.arrays}
+    pieces = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        piece = call.run(x=call.arrays["x"][:, start:stop], **state)
+        pieces.append(piece.y)
+        state = dict(zip(("h0", "c0"), piece[1:], strict=False))
+    assert np.array_equal(np.concatenate(pieces, axis=1), outputs.y)
+    assert all(np.array_equal(a, b) for a, b in zip(piece[1:], outputs[1:], strict=True))
+
+
+@pytest.mark.parametrize("time", [255, 256, 257, 600])
+@pytest.mark.parametrize("op", ["rnn", "lstm", "gru"])
+def test_long_sequences_cross_time_blocks(op: str, time: int) -> None:
+    # Longer than a block of steps for any batch, so that blocks must hand over state, gradients and weight sums.
+    call = _plain(op, B=3, T=time, I=4, H=5, dtype="float64", lengths=np.array([time, 7, time - 1]))
+    outputs, pullback = call.vjp("cython")
+    expected, pullback_expected = call.vjp("reference")
+    cotangents = call.cotangents(outputs)
+    for a, b in zip([*outputs, *pullback(cotangents)], [*expected, *pullback_expected(cotangents)], strict=True):
+        assert (a is None and b is None) or np.abs(a - b).max() < 1e-11
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(call=calls())
+def test_inputs_stay_and_inference_keeps_nothing(backend: str, call: Call) -> None:
+    before = {name: array.copy() for name, array in call.arrays.items()}
+    outputs, pullback = call.vjp(backend)
+    pullback(call.cotangents(outputs))
+    inference = call.run(backend)
+    assert all(np.array_equal(array, before[name]) for name, array in call.arrays.items())
+    for a, b in zip(outputs, inference, strict=True):
+        assert np.array_equal(a, b)
+        assert not any(np.shares_memory(a, array) for array in call.arrays.values())
+    chosen = pyrnn.get_backend(backend)
+    declared = pyrnn.ops.OPS[call.op]
+    filled = {name: call.config.get(name, option.default) for name, option in declared.options.items()}
+    arrays, config = declared.check([call.arrays.get(name) for name in declared.arrays], filled, chosen)
+    assert getattr(chosen, f"{call.op}_forward")(arrays, config, needs=None)[1] is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("sizes", [(0, 3, 2, 4), (2, 0, 2, 4), (1, 1, 1, 1), (2, 3, 0, 4), (0, 0, 0, 1), (2, 3, 2, 0)])
+def test_degenerate_sizes(backend: str, op: str, sizes: tuple[int, int, int, int]) -> None:
+    B, T, _, H = sizes
+    call = _plain(op, *sizes, dtype="float32")
+    outputs, pullback = call.vjp(backend)
+    assert outputs.y.shape == (B, T, H) and outputs.h_n.shape == (B, H)
+    if T == 0:
+        assert np.array_equal(outputs.h_n, call.arrays["h0"])
+    grads = pullback(call.cotangents(outputs))
+    assert all(g is None or (g.shape == call.arrays[n].shape and np.isfinite(g).all()) for n, g in grads._asdict().items())
+
+
+def test_unaligned_and_foreign_strides() -> None:
+    call = _plain("lstm", 3, 4, 5, 6, dtype="float32")
+    expected = call.run()
+    shifted = {}
+    for name, array in call.arrays.items():
+        raw = np.zeros(array.nbytes + 1, np.uint8)
+        raw[1:] = np.frombuffer(array.tobytes(), np.uint8)
+        shifted[name] = raw[1:].view(np.float32).reshape(array.shape)
+        assert not shifted[name].flags.aligned
+    assert all(np.array_equal(a, b) for a, b in zip(expected, call.run(**shifted), strict=True))
+    record = np.zeros((3, 4, 5), np.dtype([("a", "f4"), ("pad", "i2")]))  # a stride that is no multiple of the item
+    record["a"] = call.arrays["x"]
+    assert all(np.array_equal(a, b) for a, b in zip(expected, call.run(x=record["a"]), strict=True))
+
+
+def test_denormals_and_infinities_pass() -> None:
+    call = _plain("lstm", 2, 3, 4, 5, dtype="float32")
+    call.arrays["x"][0, 0] = 1e-41
+    call.arrays["x"][1, 1] = np.inf
+    outputs = call.run()
+    assert np.isfinite(outputs.y[0]).all()
+    assert np.isfinite(outputs.h_n[0]).all()
+    x = call.arrays["x"].copy()
+    x[0, 0] = np.nan
+    outputs = call.run(x=x)
+    assert np.isnan(outputs.y[0]).all() and not np.isnan(outputs.y[1, 0]).any(), "a NaN stays in its own row"
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+def _plain(op: str, B: int, T: int, I: int, H: int, dtype: str = "float32", **config: object) -> Call:
+    rng = np.random.default_rng(0)
+    rows = GATES[op] * H
+    shapes = {"x": (B, T, I), "w_ih": (rows, I), "w_hh": (rows, H), "b": (rows,), "h0": (B, H)}
+    shapes |= {"lstm": {"c0": (B, H)}, "gru": {"b_hn": (H,)}}.get(op, {})
+    arrays = {name: (rng.standard_normal(shape) / 2).astype(dtype) for name, shape in shapes.items()}
+    return Call(op, arrays, dict(config), rng)
+
+
+SHAPE_ERRORS = [
+    ("lstm", "x", (2, 3), r"x: expected shape \(B, T, I\), got \(2, 3\)"),
+    ("lstm", "w_ih", (24, 4), r"w_ih: expected shape \(4H, I\) = \(24, 5\), got \(24, 4\)"),
+    ("lstm", "w_ih", (23, 5), r"w_ih: expected shape \(4H, I\) = \(4H, 5\), got \(23, 5\)"),
+    ("lstm", "w_hh", (24, 5), r"w_hh: expected shape \(4H, H\) = \(24, 6\), got \(24, 5\)"),
+    ("lstm", "b", (23,), r"b: expected shape \(4H,\) = \(24,\), got \(23,\)"),
+    ("lstm", "h0", (1, 6), r"h0: expected shape \(B, H\) = \(2, 6\), got \(1, 6\)"),
+    ("lstm", "c0", (2, 1, 6), r"c0: expected shape \(B, H\) = \(2, 6\), got \(2, 1, 6\)"),
+    ("gru", "b_hn", (18,), r"b_hn: expected shape \(H,\) = \(6,\), got \(18,\)"),
+    ("rnn", "w_hh", (6, 7), r"w_hh: expected shape \(H, H\) = \(6, 6\), got \(6, 7\)"),
+]
+
+
+@pytest.mark.parametrize(("op", "name", "shape", "message"), SHAPE_ERRORS)
+def test_a_wrong_shape_is_named(op: str, name: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _plain(op, 2, 3, 5, 6).run(**{name: np.zeros(shape, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((2, 3, 5), np.float16)}, r"x: expected float32 or float64, got float16; cast with"),
+        ({"x": np.zeros((2, 3, 5), np.int64)}, r"x: expected float32 or float64, got int64; cast with"),
+        ({"x": np.zeros((2, 3, 5), ">f4")}, r"x: expected float32 or float64, got >f4; cast with"),
+        ({"b": np.zeros(24)}, r"b: expected float32 like the arrays before it, got float64; cast with .astype\(numpy.float32\)"),
+        ({"x": [[[0.0] * 5] * 3] * 2}, r"x: expected a numpy.ndarray or a pyrnn.Tensor .* got builtins.list; convert"),
+        ({"x": np.ma.zeros((2, 3, 5), np.float32)}, r"x: expected a numpy.ndarray .* got numpy.MaskedArray"),
+        ({"w_hh": None}, r"w_hh: expected an array of shape \(4H, H\) = \(24, 6\), got None"),
+    ],
+)
+def test_a_wrong_kind_of_array_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        _plain("lstm", 2, 3, 5, 6).run(**change)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ([3, 4], ValueError, r"lengths: expected values from 0 to T = 3, got 3 to 4"),
+        ([-1, 2], ValueError, r"lengths: expected values from 0 to T = 3, got -1 to 2"),
+        ([3], ValueError, r"lengths: expected shape \(B,\) = \(2,\), got \(1,\)"),
+        ([1.0, 2.0], TypeError, r"lengths: expected integers, got float64"),
+        ([True, False], TypeError, r"lengths: expected integers, got bool"),
+        (3, TypeError, r"lengths: expected a sequence or numpy array of integers on the host, got int"),
+    ],
+)
+def test_wrong_lengths_are_named(lengths: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _plain("lstm", 2, 3, 5, 6, lengths=lengths).run()
+
+
+def test_wrong_options_are_named() -> None:
+    with pytest.raises(ValueError, match=r"activation: expected one of 'tanh', 'relu', got 'gelu'"):
+        _plain("rnn", 2, 3, 5, 6, activation="gelu").run()
+    with pytest.raises(TypeError, match=r"reverse: expected True or False, got 1"):
+        _plain("rnn", 2, 3, 5, 6, reverse=1).run()
+    with pytest.raises(ValueError, match=r"b_hn: expected None with reset_after=False, got an array"):
+        _plain("gru", 2, 3, 5, 6, reset_after=False).run()
+    with pytest.raises(TypeError, match=r"lstm: expected options among lengths, reverse, got 'mask'"):
+        _plain("lstm", 2, 3, 5, 6, mask=None).vjp()
+    with pytest.raises(TypeError, match=r"op: expected one of pyrnn's ops \(.*lstm.*\), got <built-in function len>"):
+        pyrnn.vjp(len)
+
+
+def test_wrong_cotangents_are_named() -> None:
+    outputs, pullback = _plain("rnn", 2, 3, 5, 6).vjp()
+    with pytest.raises(ValueError, match=r"grad_outputs: expected 2 arrays, got 1"):
+        pullback([outputs.y])
+    with pytest.raises(ValueError, match=r"gradient of h_n: expected shape \(2, 6\), got \(2, 5\)"):
+        pullback([None, np.zeros((2, 5), np.float32)])
+    with pytest.raises(TypeError, match=r"gradient of y: expected float32 like"):
+        pullback([np.zeros((2, 3, 6)), None])
+    with pytest.raises(ValueError, match=r"needs: expected 5 booleans, got 1"):
+        pullback([outputs.y, None], [True])

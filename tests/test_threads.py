@@ -1,0 +1,135 @@
+"""Good company: threads, forks, limits set by others, interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import pyrnn
+from pyrnn import threads
+from pyrnn._core.runtime import has_openmp
+
+
+def layer(B: int = 16, T: int = 20, H: int = 64) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = [(B, T, H), (4 * H, H), (4 * H, H), (4 * H,)]
+    return [(rng.standard_normal(shape) / 8).astype(np.float32) for shape in shapes]
+
+
+def test_settings_and_their_order() -> None:
+    machine = pyrnn.get_num_threads()
+    assert machine == threads.machine_threads() >= 1
+    try:
+        pyrnn.set_num_threads(3)
+        assert pyrnn.get_num_threads() == 3
+        with pyrnn.num_threads(2):
+            assert pyrnn.get_num_threads() == 2
+            other = []
+            thread = threading.Thread(target=lambda: other.append(pyrnn.get_num_threads()))
+            thread.start()
+            thread.join()
+            assert other == [3], "the with block holds in its own thread"
+        assert pyrnn.get_num_threads() == 3
+    finally:
+        pyrnn.set_num_threads(None)
+    assert pyrnn.get_num_threads() == machine
+
+
+@pytest.mark.parametrize(
+    ("n", "error", "message"),
+    [
+        (0, ValueError, "n: expected at least 1 thread, got 0"),
+        (1.5, TypeError, "n: expected a whole number of threads, got 1.5"),
+    ],
+)
+def test_a_wrong_number_of_threads(n: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pyrnn.set_num_threads(n)
+
+
+def test_the_environment_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads.machine_threads() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(threads, "CPU_QUOTA", 1)
+    assert threads.machine_threads() == 1
+
+
+@pytest.mark.skipif(not has_openmp(), reason="a serial build has no OpenMP pool to limit")
+def test_threadpoolctl_reaches_the_kernels() -> None:
+    pyrnn.lstm(*layer())
+    assert any(info["user_api"] == "openmp" for info in threadpool_info())
+    with threadpool_limits(1):
+        limited = pyrnn.lstm(*layer())
+    assert np.array_equal(limited.y, pyrnn.lstm(*layer()).y)
+
+
+def test_many_threads_call_at_once() -> None:
+    arrays = layer()
+    expected = pyrnn.lstm(*arrays)
+    cotangents = [np.ones_like(part) for part in expected]
+    _, pullback = pyrnn.vjp(pyrnn.lstm, *arrays)
+    grads = pullback(cotangents)
+
+    def call(_: int) -> bool:
+        outputs, back = pyrnn.vjp(pyrnn.lstm, *arrays)
+        mine = [*outputs, *(g for g in back(cotangents) if g is not None)]
+        theirs = [*expected, *(g for g in grads if g is not None)]
+        return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(64)))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_works() -> None:
+    arrays = layer()
+    expected = pyrnn.lstm(*arrays).y  # the parent's OpenMP pool exists by now
+    child = os.fork()
+    if child == 0:
+        ok = np.array_equal(pyrnn.lstm(*arrays).y, expected) and pyrnn.get_num_threads() == 1
+        os._exit(0 if ok else 1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the forked child hangs")
+
+
+def test_more_threads_than_cores() -> None:
+    arrays = layer()
+    with pyrnn.num_threads(1):
+        expected = pyrnn.lstm(*arrays).y
+    with pyrnn.num_threads(4 * (os.cpu_count() or 1)):
+        assert np.array_equal(pyrnn.lstm(*arrays).y, expected)
+
+
+def test_an_interrupt_is_answered_inside_a_call() -> None:
+    # Far more work than can be done in the time allowed: only an answered interrupt ends it.
+    x, *weights = layer(B=1, T=1, H=256)
+    x = np.broadcast_to(x, (1, 3_000_000, 256))
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pyrnn.lstm(x, *weights)
+    finally:
+        timer.cancel()
+
+
+def test_the_caller_keeps_its_denormals() -> None:
+    pyrnn.lstm(*layer())
+    tiny = np.array([1e-310])
+    assert (tiny / 2 > 0).all(), "flush-to-zero ends with the call"
