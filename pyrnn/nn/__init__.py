@@ -1,0 +1,41 @@
+"""Layers, models, initialisers and losses.
+
+- `module`: `Module`, `Parameter`, and `SequenceLayer`, the state protocol.
+- `recurrent`: `RNN`, `LSTM`, `GRU`.
+- `layers`: `Linear`, `Embedding`, `LayerNorm`, `Dropout`, activations, `Sequential`.
+- `init`: what parameters are filled with.
+- `losses`: means over the valid elements.
+"""
+
+from __future__ import annotations
+
+from . import init, losses
+from .layers import Dropout, Embedding, LayerNorm, Linear, ReLU, Sequential, Sigmoid, Tanh
+from .losses import binary_cross_entropy_with_logits, cross_entropy, huber_loss, l1_loss, mse_loss
+from .module import REGISTRY, Module, Parameter, SequenceLayer
+from .recurrent import GRU, LSTM, RNN
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "REGISTRY",
+    "RNN",
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "SequenceLayer",
+    "Sequential",
+    "Sigmoid",
+    "Tanh",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "huber_loss",
+    "init",
+    "l1_loss",
+    "losses",
+    "mse_loss",
+]

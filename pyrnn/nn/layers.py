@@ -1,0 +1,315 @@
+"""Layers without a state of their own, and `Sequential`, which chains layers of both kinds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Tensor, functions
+from ..autograd.tensor import namespace
+from ..ops import basic
+from ..ops.options import lengths as lengths_option
+from . import init
+from ._checks import check_array, check_dtype, check_flag, check_probability, check_size
+from .init import Seed
+from .module import Module, Parameter, SequenceLayer, registered
+
+
+def as_tensor(x: Any) -> Tensor:
+    """Return a Tensor as it is and an array as a Tensor."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+@registered
+class Linear(Module):
+    """Map features linearly: y = x Wᵀ + b.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    dtype : {"float32", "float64"}
+    rng : numpy.random.Generator or int, optional
+        Draws the parameters, uniformly between ±1/√in_features as PyTorch does.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (out_features, in_features)
+    bias : Parameter, shape (out_features,), or None
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        dtype: Any = "float32",
+        rng: Seed = None,
+    ) -> None:
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
+        kind = check_dtype(dtype)
+        self.config = {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "bias": check_flag("bias", bias),
+            "dtype": str(kind),
+        }
+        generator = np.random.default_rng(rng)
+        bound = 1 / math.sqrt(in_features)
+        self.weight = Parameter(np.empty((out_features, in_features), kind))
+        init.uniform_(self.weight, -bound, bound, rng=generator)
+        self.bias = Parameter(np.empty(out_features, kind)) if bias else None
+        if self.bias is not None:
+            init.uniform_(self.bias, -bound, bound, rng=generator)
+
+    def forward(self, x: Any) -> Tensor:
+        """Map ``x (..., in_features)`` to ``(..., out_features)``."""
+        check_array("x", x, "... I", {"I": self.in_features}, self.weight.dtype)
+        y: Tensor = basic.linear(x, self.weight, self.bias)
+        return y
+
+
+@registered
+class Embedding(Module):
+    """Look vectors up in a table.
+
+    Parameters
+    ----------
+    num_embeddings : int
+        The size of the vocabulary.
+    embedding_dim : int
+        The size of a vector.
+    dtype : {"float32", "float64"}
+    rng : numpy.random.Generator or int, optional
+        Draws the table from the standard normal distribution as PyTorch does.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (num_embeddings, embedding_dim)
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", rng: Seed = None) -> None:
+        self.num_embeddings = check_size("num_embeddings", num_embeddings)
+        self.embedding_dim = check_size("embedding_dim", embedding_dim)
+        kind = check_dtype(dtype)
+        self.config = {
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "dtype": str(kind),
+        }
+        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), kind))
+        init.normal_(self.weight, rng=rng)
+
+    def forward(self, indices: Any) -> Tensor:
+        """Map integers of any shape ``(...)`` to vectors ``(..., embedding_dim)``."""
+        y: Tensor = basic.embedding(self.weight, indices=indices)
+        return y
+
+
+@registered
+class LayerNorm(Module):
+    """Bring the last axis to mean 0 and variance 1, then scale and shift it.
+
+    Parameters
+    ----------
+    normalized_shape : int
+        The size of the last axis.
+    eps : float
+        Added to the variance.
+    dtype : {"float32", "float64"}
+
+    Attributes
+    ----------
+    weight, bias : Parameter, shape (normalized_shape,)
+
+    References
+    ----------
+    Ba, Kiros, Hinton (2016), "Layer Normalization".
+    """
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
+        self.normalized_shape = check_size("normalized_shape", normalized_shape)
+        self.eps = float(eps)
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"eps: expected a positive finite number, got {eps!r}")
+        kind = check_dtype(dtype)
+        self.config = {"normalized_shape": self.normalized_shape, "eps": self.eps, "dtype": str(kind)}
+        self.weight = Parameter(np.ones(normalized_shape, kind))
+        self.bias = Parameter(np.zeros(normalized_shape, kind))
+
+    def forward(self, x: Any) -> Tensor:
+        """Normalise ``x (..., normalized_shape)``."""
+        check_array("x", x, "... F", {"F": self.normalized_shape}, self.weight.dtype)
+        y: Tensor = basic.layer_norm(x, self.weight, self.bias, eps=self.eps)
+        return y
+
+
+def dropout(x: Any, p: float, generator: np.random.Generator) -> Any:
+    """Set each element to 0 with probability ``p`` and multiply the others by 1 / (1 - p).
+
+    References
+    ----------
+    Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
+    """
+    keep = generator.random(x.shape, x.dtype) >= p
+    scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
+    # Drawn on the host, so that a seed drops the same elements on every backend.
+    factors = namespace(x.data if isinstance(x, Tensor) else x).asarray(keep * scale)
+    return functions.multiply(x, factors)
+
+
+@registered
+class Dropout(Module):
+    """Set each element to 0 with probability ``p`` in training, the others growing by 1 / (1 - p).
+
+    Parameters
+    ----------
+    p : float
+    rng : numpy.random.Generator or int, optional
+        What it draws from, at every call in training.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: Seed = None) -> None:
+        self.p = check_probability("p", p)
+        self.config = {"p": self.p}
+        self.generator = np.random.default_rng(rng)
+
+    def forward(self, x: Any) -> Tensor:
+        """Drop elements of ``x``, of any shape; in eval mode it stays as it is."""
+        tensor = as_tensor(x)
+        return dropout(tensor, self.p, self.generator) if self.training and self.p else tensor
+
+
+class _Activation(Module):
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+
+
+@registered
+class Tanh(_Activation):
+    """The hyperbolic tangent, element by element."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Map each element of ``x``."""
+        return functions.tanh(as_tensor(x))
+
+
+@registered
+class ReLU(_Activation):
+    """max(x, 0), element by element."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Map each element of ``x``."""
+        return functions.relu(as_tensor(x))
+
+
+@registered
+class Sigmoid(_Activation):
+    """The logistic function 1 / (1 + e^-x), element by element."""
+
+    def forward(self, x: Any) -> Tensor:
+        """Map each element of ``x``."""
+        return functions.sigmoid(as_tensor(x))
+
+
+@registered
+class Sequential(SequenceLayer):
+    """Run layers one after the other: always ``y, state = model(x, state=None, *, lengths=None)``.
+
+    The state has one entry per layer, ``()`` for a layer without one. With ``lengths``, padding reaches
+    nothing in layers without a state either, and padded steps of ``y`` are 0. A layer that is no
+    `SequenceLayer` is taken to act on each step alone; one that does not sets ``streamable = False``.
+
+    Parameters
+    ----------
+    *layers : Module
+        Named "0", "1", ... in the state_dict.
+    """
+
+    def __init__(self, *layers: Module) -> None:
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"layers[{index}]: expected a Module, got {type(layer).__name__}")
+            setattr(self, str(index), layer)
+        self._length = len(layers)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Module:
+        layer: Module = getattr(self, str(range(self._length)[index]))
+        return layer
+
+    def __iter__(self) -> Iterator[Module]:
+        return (self[index] for index in range(self._length))
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]
+        """The layers' architectures."""
+        return {"layers": [layer.architecture() for layer in self]}
+
+    @property
+    def streamable(self) -> bool:
+        """Whether all its layers can run in chunks."""
+        return all(getattr(layer, "streamable", True) for layer in self)
+
+    def initial_state(self, batch: int) -> tuple[Any, ...]:
+        """Return the state that ``state=None`` stands for."""
+        return tuple(layer.initial_state(batch) if isinstance(layer, SequenceLayer) else () for layer in self)
+
+    def forward(self, x: Any, state: Any = None, *, lengths: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        """Run the layers on ``x (B, T, ...)``.
+
+        Raises
+        ------
+        ValueError
+            The state has not one entry per layer, or one for a layer without a state.
+        """
+        states = self._check_state(state)
+        padding = None if lengths is None else _padding(x, lengths)
+        clean = padding is None  # whether padded steps hold zeros, or there are none
+        new = []
+        for layer, entry in zip(self, states, strict=True):
+            if isinstance(layer, SequenceLayer):
+                x, entry = layer(x, entry, lengths=lengths)
+                clean = True
+            else:
+                # Zeros in: what a step without a state makes of NaN would still meet the weights' gradients.
+                x = layer(x if clean else _blank(x, padding))
+                clean, entry = padding is None, ()
+            new.append(entry)
+        return x if clean else _blank(x, padding), tuple(new)
+
+    def _check_state(self, state: Any) -> tuple[Any, ...]:
+        if state is None:
+            return (None,) * len(self)
+        if not isinstance(state, tuple) or len(state) != len(self):
+            came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
+            raise ValueError(f"state: expected a tuple of one entry per layer, {len(self)} of them, got {came}")
+        for index, (layer, entry) in enumerate(zip(self, state, strict=True)):
+            if not isinstance(layer, SequenceLayer) and entry not in ((), None):
+                raise ValueError(f"state[{index}]: expected () for a {type(layer).__name__}, which has no state")
+        return state
+
+
+def _padding(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
+    """Return booleans (B, T), True where a step is padding."""
+    if getattr(x, "ndim", 0) < 2:
+        raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
+    batch, time = x.shape[:2]
+    valid = lengths_option().check("lengths", lengths, {"B": batch, "T": time}, None)  # type: ignore[arg-type]
+    return np.asarray(np.arange(time) >= valid[:, None])
+
+
+def _blank(x: Any, padding: Any) -> Any:
+    """Return ``x`` with zeros in place of its padded steps."""
+    xp = namespace(x.data if isinstance(x, Tensor) else x)
+    where = xp.asarray(padding).reshape(padding.shape + (1,) * (x.ndim - 2))
+    if isinstance(x, Tensor):
+        return functions.where(where, 0.0, x)
+    return xp.where(where, x.dtype.type(0), x)

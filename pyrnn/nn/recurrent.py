@@ -1,0 +1,322 @@
+"""The recurrent layers: RNN, LSTM, GRU, stacked and in both directions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, TypedDict, Unpack
+
+import numpy as np
+
+from ..autograd import Tensor, functions
+from ..autograd.tensor import namespace
+from ..ops import recurrent
+from . import init
+from ._checks import check_array, check_choice, check_dtype, check_flag, check_probability, check_size
+from .init import Seed
+from .layers import dropout as drop
+from .module import Parameter, SequenceLayer, registered
+
+
+class RecurrentOptions(TypedDict, total=False):
+    """The options that all recurrent layers have; `RecurrentLayer` explains them."""
+
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    bias: bool
+    dtype: Any
+    rng: Seed
+    learn_initial_state: bool
+    recurrent_init: str
+
+
+class RecurrentLayer(SequenceLayer):
+    """What the three layers share: parameters, the stack of layers and directions, the state.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H.
+    num_layers : int
+        L: each layer runs on the outputs of the one before it.
+    bidirectional : bool
+        Whether each layer also runs from the last valid step to the first (then D = 2, else 1); the outputs
+        of both are concatenated.
+    dropout : float
+        Probability with which, in training, an output of any layer but the last is dropped.
+    bias : bool
+    dtype : {"float32", "float64"}
+    rng : numpy.random.Generator or int, optional
+        Draws the parameters, uniformly between ±1/√H as PyTorch does, and then drops.
+    learn_initial_state : bool
+        Make the state before the first step, which is zero at first, a parameter.
+    recurrent_init : {"uniform", "orthogonal"}
+        ``"orthogonal"`` draws each gate's recurrent weights as an orthogonal matrix.
+
+    Attributes
+    ----------
+    weight_ih_l{k}[_reverse] : Parameter, shape (G·H, I or D·H)
+    weight_hh_l{k}[_reverse] : Parameter, shape (G·H, H)
+    bias_l{k}[_reverse] : Parameter, shape (G·H,)
+    h_0 : Parameter, shape (L·D, H)
+        With ``learn_initial_state``, for layer l and direction d at l·D + d; the LSTM also has ``c_0``.
+    """
+
+    gates: ClassVar[int]
+    leaves: ClassVar[tuple[str, ...]] = ("h",)
+    weights: ClassVar[tuple[str, ...]] = ("weight_ih", "weight_hh", "bias")  # in the order of the op
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        dtype: Any = "float32",
+        rng: Seed = None,
+        learn_initial_state: bool = False,
+        recurrent_init: str = "uniform",
+    ) -> None:
+        self.input_size = check_size("input_size", input_size)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.num_layers = check_size("num_layers", num_layers)
+        self.bidirectional = check_flag("bidirectional", bidirectional)
+        self.dropout = check_probability("dropout", dropout)
+        self.bias = check_flag("bias", bias)
+        self.learn_initial_state = check_flag("learn_initial_state", learn_initial_state)
+        kind = check_dtype(dtype)
+        self.config: dict[str, Any] = {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "dropout": self.dropout,
+            "bias": self.bias,
+            "dtype": str(kind),
+            "learn_initial_state": self.learn_initial_state,
+            "recurrent_init": check_choice("recurrent_init", recurrent_init, ("uniform", "orthogonal")),
+        }
+        self.generator = np.random.default_rng(rng)
+        directions = 2 if bidirectional else 1
+        rows = self.gates * self.hidden_size
+        for layer in range(self.num_layers):
+            columns = self.input_size if layer == 0 else directions * self.hidden_size
+            for suffix in self._suffixes(layer):
+                self._add("weight_ih", suffix, (rows, columns), kind)
+                self._add("weight_hh", suffix, (rows, self.hidden_size), kind)
+                if self.bias:
+                    self._add("bias", suffix, (rows,), kind)
+                self._add_extra(suffix, kind)
+        if recurrent_init == "orthogonal":
+            for name, parameter in self.named_parameters():
+                if name.startswith("weight_hh"):
+                    for gate in np.split(parameter.write(), self.gates):
+                        init.orthogonal_(Tensor(gate), rng=self.generator)
+        if self.learn_initial_state:
+            for leaf in self.leaves:
+                setattr(self, f"{leaf}_0", Parameter(np.zeros((self.num_layers * directions, hidden_size), kind)))
+
+    def _suffixes(self, layer: int) -> tuple[str, ...]:
+        return (f"l{layer}", f"l{layer}_reverse") if self.bidirectional else (f"l{layer}",)
+
+    def _add(self, name: str, suffix: str, shape: tuple[int, ...], dtype: Any) -> None:
+        bound = 1 / math.sqrt(self.hidden_size)
+        parameter = init.uniform_(Parameter(np.empty(shape, dtype)), -bound, bound, rng=self.generator)
+        setattr(self, f"{name}_{suffix}", parameter)
+
+    def _add_extra(self, suffix: str, dtype: Any) -> None:
+        """Add what one kind of cell has beyond the others, and change what it has otherwise."""
+
+    def _weights(self, suffix: str) -> list[Any]:
+        return [getattr(self, f"{name}_{suffix}", None) for name in self.weights]
+
+    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
+        """Run one layer in one direction from its start (one array or None per leaf): y, h_n[, c_n]."""
+        raise NotImplementedError
+
+    @property
+    def streamable(self) -> bool:
+        """True unless it is bidirectional: then the whole sequence is needed for its first output."""
+        return not self.bidirectional
+
+    def initial_state(self, batch: int) -> tuple[Any, ...]:
+        """Return the state that ``state=None`` stands for, each leaf (batch, L·D, H).
+
+        Zero arrays; with a learned initial state Tensors, through which it gets its gradient.
+        """
+        check_size("batch", batch, minimum=0)
+        first: Parameter = self.weight_hh_l0  # type: ignore[attr-defined]
+        shape = (batch, self.num_layers * (2 if self.bidirectional else 1), self.hidden_size)
+        if self.learn_initial_state:
+            return tuple(functions.broadcast_to(getattr(self, f"{leaf}_0"), shape) for leaf in self.leaves)
+        xp = namespace(first.data)
+        return tuple(xp.zeros(shape, first.dtype) for _ in self.leaves)
+
+    def forward(self, x: Any, state: Any = None, *, lengths: Any = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run over sequences.
+
+        Parameters
+        ----------
+        x : array or Tensor, shape (B, T, I)
+        state : tuple of arrays or Tensors, each of shape (B, L·D, H), optional
+            ``(h,)``, for the LSTM ``(h, c)``: that before the first step. It is not altered.
+        lengths : integers (B,), optional
+            The valid steps of each row; what stands past them reaches nothing, and ``y`` is 0 there.
+
+        Returns
+        -------
+        y : shape (B, T, D·H)
+            The last layer's h after each step.
+        state
+            That after the last valid step, in the same form.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``x``, ``state`` or ``lengths`` of the wrong kind, dtype or shape; the message names it.
+        """
+        first: Parameter = self.weight_hh_l0  # type: ignore[attr-defined]
+        check_array("x", x, "B T I", {"I": self.input_size}, first.dtype)
+        batch = x.shape[0]
+        if state is not None:
+            self._check_state(state, batch, first.dtype)
+        elif self.learn_initial_state:
+            state = self.initial_state(batch)
+        finals: list[Any] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction, suffix in enumerate(self._suffixes(layer)):
+                index = len(finals)
+                start = [None if state is None else state[leaf][:, index] for leaf in range(len(self.leaves))]
+                y, *final = self._run(x, suffix, start, lengths, reverse=direction == 1)
+                outputs.append(y)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else functions.concatenate(outputs, axis=-1)
+            if self.training and self.dropout and layer < self.num_layers - 1:
+                x = drop(x, self.dropout, self.generator)
+        return x, tuple(functions.stack(leaf, axis=1) for leaf in zip(*finals, strict=True))
+
+    def _check_state(self, state: Any, batch: int, dtype: Any) -> None:
+        sizes = {"B": batch, "L·D": self.num_layers * (2 if self.bidirectional else 1), "H": self.hidden_size}
+        form = f"({', '.join(self.leaves)}{',' if len(self.leaves) == 1 else ''})"
+        if not isinstance(state, tuple) or len(state) != len(self.leaves):
+            came = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+            raise ValueError(
+                f"state: expected a tuple {form}, each of shape (B, L·D, H) = {tuple(sizes.values())}, got {came}"
+            )
+        for index, (leaf, value) in enumerate(zip(self.leaves, state, strict=True)):
+            check_array(f"state[{index}] ({leaf})", value, "B L·D H", dict(sizes), dtype)
+
+
+@registered
+class RNN(RecurrentLayer):
+    """The simple (Elman) recurrent layer; see `pyrnn.rnn` for its formula. Its state is ``(h,)``.
+
+    Parameters
+    ----------
+    activation : {"tanh", "relu"}
+    input_size, hidden_size, **options
+        As `RecurrentLayer` says.
+    """
+
+    gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        activation: str = "tanh",
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        self.activation = check_choice("activation", activation, ("tanh", "relu"))
+        super().__init__(input_size, hidden_size, **options)
+        self.config["activation"] = self.activation
+
+    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
+        return recurrent.rnn(
+            x, *self._weights(suffix), *start, activation=self.activation, lengths=lengths, reverse=reverse
+        )
+
+
+@registered
+class LSTM(RecurrentLayer):
+    """The long short-term memory layer; see `pyrnn.lstm` for its formula. Its state is ``(h, c)``.
+
+    Parameters
+    ----------
+    forget_bias : float
+        Added to the forget gate's bias when it is drawn: 1 makes the cell remember from the start
+        (Jozefowicz, Zaremba, Sutskever (2015), "An Empirical Exploration of Recurrent Network
+        Architectures").
+    input_size, hidden_size, **options
+        As `RecurrentLayer` says.
+    """
+
+    gates = 4
+    leaves = ("h", "c")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        forget_bias: float = 0.0,
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        self.forget_bias = float(forget_bias)
+        if not math.isfinite(self.forget_bias):
+            raise ValueError(f"forget_bias: expected a finite number, got {forget_bias!r}")
+        if self.forget_bias and not options.get("bias", True):
+            raise ValueError(f"forget_bias: expected 0 with bias=False, got {forget_bias!r}")
+        super().__init__(input_size, hidden_size, **options)
+        self.config["forget_bias"] = self.forget_bias
+
+    def _add_extra(self, suffix: str, dtype: Any) -> None:
+        if self.bias:
+            h = self.hidden_size  # gate order i, f, g, o
+            getattr(self, f"bias_{suffix}").write()[h : 2 * h] += self.forget_bias
+
+    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
+        return recurrent.lstm(x, *self._weights(suffix), *start, lengths=lengths, reverse=reverse)
+
+
+@registered
+class GRU(RecurrentLayer):
+    """The gated recurrent unit layer; see `pyrnn.gru` for its formula. Its state is ``(h,)``.
+
+    Parameters
+    ----------
+    reset_after : bool
+        Whether the reset gate acts after the recurrent product, as in PyTorch, or before it. After it, the
+        candidate has a second bias, ``bias_hn_l{k}[_reverse]`` of shape (H,).
+    input_size, hidden_size, **options
+        As `RecurrentLayer` says.
+    """
+
+    gates = 3
+    weights = ("weight_ih", "weight_hh", "bias", "bias_hn")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        reset_after: bool = True,
+        **options: Unpack[RecurrentOptions],
+    ) -> None:
+        self.reset_after = check_flag("reset_after", reset_after)
+        super().__init__(input_size, hidden_size, **options)
+        self.config["reset_after"] = self.reset_after
+
+    def _add_extra(self, suffix: str, dtype: Any) -> None:
+        if self.bias and self.reset_after:
+            self._add("bias_hn", suffix, (self.hidden_size,), dtype)
+
+    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
+        return recurrent.gru(
+            x, *self._weights(suffix), *start, reset_after=self.reset_after, lengths=lengths, reverse=reverse
+        )

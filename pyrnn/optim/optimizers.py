@@ -1,0 +1,252 @@
+"""Optimisers, by PyTorch's definitions and with its defaults. They write parameters in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from ..autograd import Tensor
+from ..autograd.tensor import namespace
+from ._checks import check_entries, check_number, check_parameters, describe, refuse
+
+
+class Optimizer:
+    """Base class: `step` updates each parameter that has a gradient.
+
+    Parameters
+    ----------
+    params : iterable of Parameter
+        As ``model.parameters()`` gives them.
+    lr : float
+        The learning rate. It is an attribute that may be set at any time; schedules do.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A parameter of the wrong kind or given twice, none at all, or a number out of its domain.
+    """
+
+    hyper: ClassVar[tuple[str, ...]] = ("lr",)  # attributes with the numbers that a run is resumed with
+
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        self.params = check_parameters("params", params)
+        if not self.params:
+            raise ValueError("params: expected at least one Parameter, got none; was the iterator used up before?")
+        first: dict[int, int] = {}
+        for index, parameter in enumerate(self.params):
+            if parameter.node is not None:
+                raise ValueError(f"params[{index}]: expected a Parameter, got a Tensor that was computed")
+            if first.setdefault(id(parameter), index) != index:
+                raise ValueError(f"params[{index}]: the same Parameter as params[{first[id(parameter)]}]")
+        self.lr = check_number("lr", lr)
+        self._steps = [0] * len(self.params)
+        # One array like the parameter for each name and parameter, in the parameter's dtype.
+        self._state: list[dict[str, Any]] = [{} for _ in self.params]
+
+    def _add_state(self, *names: str) -> None:
+        for state, parameter in zip(self._state, self.params, strict=True):
+            state.update({name: namespace(parameter.data).zeros_like(parameter.data) for name in names})
+
+    def step(self) -> None:
+        """Update each parameter by its gradient; one without a gradient stays as it is.
+
+        A tape that saved the parameter raises in its backward from then on.
+        """
+        for index, parameter in enumerate(self.params):
+            if parameter.grad is not None:
+                self._steps[index] += 1
+                self._update(parameter.write(), parameter.grad, self._state[index], self._steps[index])
+
+    def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
+        """Update one array, and its state, in place; ``step`` is 1 the first time."""
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.params:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a run needs to be resumed to the same bits.
+
+        Returns
+        -------
+        dict
+            The hyper-parameters by name (numbers), and for the parameter at place i ``"{i}.step"`` (a whole
+            number) and ``"{i}.{name}"`` (copies of arrays).
+        """
+        result: dict[str, Any] = {name: getattr(self, name) for name in self.hyper}
+        for index, state in enumerate(self._state):
+            result[f"{index}.step"] = self._steps[index]
+            result.update({f"{index}.{name}": array.copy() for name, array in state.items()})
+        return result
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up where the optimiser that gave this state_dict stood, hyper-parameters included.
+
+        Raises
+        ------
+        ValueError
+            An entry is missing, unexpected, or of another shape or dtype. The message names every one of
+            them, and nothing is loaded.
+        """
+        arrays = {f"{index}.{name}": array for index, state in enumerate(self._state) for name, array in state.items()}
+        counts = [f"{index}.step" for index in range(len(self.params))]
+        problems = check_entries(state_dict, [*self.hyper, *counts, *arrays])
+        for name, array in arrays.items():
+            given = state_dict.get(name, array)
+            if describe(given) != describe(array):
+                problems.append(f"{name}: expected {describe(array)}, got {describe(given)}")
+        refuse(self, problems)
+        numbers = {
+            name: bool(state_dict[name]) if name == "nesterov" else check_number(name, state_dict[name])
+            for name in self.hyper
+        }
+        for name, value in numbers.items():
+            setattr(self, name, value)
+        self._steps = [int(state_dict[name]) for name in counts]
+        for name, array in arrays.items():
+            array[...] = namespace(array).asarray(state_dict[name])
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.hyper)
+        return f"{type(self).__name__}({len(self.params)} parameters, {numbers})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum where it is asked for.
+
+    Parameters
+    ----------
+    params, lr
+        As in `Optimizer`.
+    momentum : float
+        What is kept of the velocity at each step.
+    weight_decay : float
+        Times the parameter, added to its gradient.
+    nesterov : bool
+        Nesterov's momentum, which needs one.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl, Hinton (2013), "On the importance of initialization and momentum in deep
+    learning".
+    """
+
+    hyper = ("lr", "momentum", "weight_decay", "nesterov")
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(params, lr)
+        self.momentum = check_number("momentum", momentum)
+        self.weight_decay = check_number("weight_decay", weight_decay)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: expected a momentum with it, got momentum=0")
+        if self.momentum:
+            self._add_state("momentum_buffer")
+
+    def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
+        if self.weight_decay:
+            grad = grad + self.weight_decay * array
+        if self.momentum:
+            velocity = state["momentum_buffer"]
+            velocity *= self.momentum
+            velocity += grad
+            grad = grad + self.momentum * velocity if self.nesterov else velocity
+        array -= self.lr * grad
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running means of the gradient and of its square.
+
+    Parameters
+    ----------
+    params, lr
+        As in `Optimizer`.
+    betas : (float, float)
+        What is kept of the two means at each step.
+    eps : float
+        Added to the root of the second.
+    weight_decay : float
+        Times the parameter, added to its gradient. `AdamW` decays otherwise, and mostly better.
+
+    References
+    ----------
+    Kingma, Ba (2015), "Adam: A Method for Stochastic Optimization".
+    """
+
+    hyper = ("lr", "beta1", "beta2", "eps", "weight_decay")
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr)
+        if len(betas) != 2:
+            raise ValueError(f"betas: expected two numbers, got {betas!r}")
+        self.beta1 = check_number("betas[0]", betas[0], below=1)
+        self.beta2 = check_number("betas[1]", betas[1], below=1)
+        self.eps = check_number("eps", eps)
+        self.weight_decay = check_number("weight_decay", weight_decay)
+        self._add_state("exp_avg", "exp_avg_sq")
+
+    def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
+        if self.weight_decay:
+            grad = self._decay(array, grad)
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean *= self.beta1
+        mean += (1 - self.beta1) * grad
+        square *= self.beta2
+        square += (1 - self.beta2) * grad * grad
+        scale = namespace(array).sqrt(square)
+        scale /= (1 - self.beta2**step) ** 0.5
+        scale += self.eps
+        array -= self.lr / (1 - self.beta1**step) * mean / scale
+
+    def _decay(self, array: Any, grad: Any) -> Any:
+        """Apply the weight decay and return the gradient to go on with."""
+        return grad + self.weight_decay * array
+
+
+class AdamW(Adam):
+    """Adam with the weight decay apart from the gradient: each step first shrinks the parameter by lr times it.
+
+    Parameters
+    ----------
+    params, lr, betas, eps
+        As in `Adam`.
+    weight_decay : float
+        0.01 by default.
+
+    References
+    ----------
+    Loshchilov, Hutter (2019), "Decoupled Weight Decay Regularization".
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _decay(self, array: Any, grad: Any) -> Any:
+        array *= 1 - self.lr * self.weight_decay
+        return grad
