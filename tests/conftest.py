@@ -1,4 +1,4 @@
-"""Hypothesis profiles: the same examples every time by default, more and random ones with --hypothesis-profile=thorough."""
+"""Hypothesis profiles: the same examples every time by default; more, random ones with the profile "thorough"."""
 
 from hypothesis import HealthCheck, settings
 

@@ -78,16 +78,18 @@ def test_an_op_that_is_not_there() -> None:
 def test_errors_of_the_choice() -> None:
     with pytest.raises(ValueError, match=r"backend: expected one of cython, reference.*, got 'nope'"):
         pyrnn.get_backend("nope")
-    with pytest.raises(ValueError, match=r"compute: backend 'cython' takes None, got 'tf32'"), pyrnn.use_backend(
-        "cython", compute="tf32"
+    with (
+        pytest.raises(ValueError, match=r"compute: backend 'cython' takes None, got 'tf32'"),
+        pyrnn.use_backend("cython", compute="tf32"),
     ):
         pass
 
     class Elsewhere(Recorder):
         array_type = list
 
-    with pytest.raises(ValueError, match=r"otherwise: expected a backend on list arrays"), pyrnn.use_backend(
-        Elsewhere(), otherwise="cython"
+    with (
+        pytest.raises(ValueError, match=r"otherwise: expected a backend on list arrays"),
+        pyrnn.use_backend(Elsewhere(), otherwise="cython"),
     ):
         pass
 
@@ -178,7 +180,9 @@ def test_plugins_are_found_and_told_apart(tmp_path: Path) -> None:
     _plugin(tmp_path, "plug_twin", {"twin": "plug_twin:A"}, "A = 1")
     _plugin(tmp_path, "plug_twin2", {"twin": "plug_twin2:A"}, "A = 1")
     _plugin(tmp_path, "plug_lib", {"lib": "plug_lib:A"}, "import a_library_not_there")
-    _plugin(tmp_path, "plug_bad", {"bad": "plug_bad:A", "odd": "plug_bad:B"}, "B = 1\nclass A:\n  def __init__(self): 1/0")
+    _plugin(
+        tmp_path, "plug_bad", {"bad": "plug_bad:A", "odd": "plug_bad:B"}, "B = 1\nclass A:\n  def __init__(self): 1/0"
+    )
     out = _python(
         """
         import sys, pyrnn
@@ -198,7 +202,10 @@ def test_plugins_are_found_and_told_apart(tmp_path: Path) -> None:
     assert "good: available (plug_good:Good)" in out
     assert "cython: not available (plug_good:Good): this name is built in and can't be taken by a plugin" in out
     assert "twin: not available" in out and "2 plugins have this name: " in out
-    assert "lib: not available (plug_lib:A): No module named 'a_library_not_there'; try: pip install a_library_not_there" in out
+    assert (
+        "lib: not available (plug_lib:A): No module named 'a_library_not_there'; try: pip install a_library_not_there"
+        in out
+    )
     assert "backend 'lib' can't be used: No module named 'a_library_not_there'" in out
     assert "bad: not available (plug_bad:A): ZeroDivisionError: division by zero" in out
     assert "odd: not available (plug_bad:B): its entry point gives a int, no Backend" in out
@@ -237,5 +244,12 @@ def test_import_stays_light() -> None:
 def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
     pyrnn.show_config()
     out = capsys.readouterr().out
-    for words in (f"pyrnn {pyrnn.__version__}", "ISA level", "OpenMP", "threads:", "cython: available", "reference: available"):
+    for words in (
+        f"pyrnn {pyrnn.__version__}",
+        "ISA level",
+        "OpenMP",
+        "threads:",
+        "cython: available",
+        "reference: available",
+    ):
         assert words in out

@@ -39,7 +39,9 @@ def central_differences(op: Any, backend: str, arrays: dict[str, np.ndarray], rn
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(lead=leads, I=st.integers(0, 70), O=st.integers(1, 70), bias=st.booleans(), seed=seeds, data=st.data())
-def test_linear(backend: str, lead: tuple[int, ...], I: int, O: int, bias: bool, seed: int, data: st.DataObject) -> None:
+def test_linear(
+    backend: str, lead: tuple[int, ...], I: int, O: int, bias: bool, seed: int, data: st.DataObject
+) -> None:
     rng = np.random.default_rng(seed)
     shapes = {"x": (*lead, I), "w": (O, I), **({"b": (O,)} if bias else {})}
     layouts = st.sampled_from(LAYOUTS)

@@ -84,9 +84,7 @@ def test_pad_then_unpad_gives_the_sequences(sequences, extra, value):
     assert data.dtype == sequences[0].dtype
     assert lengths.dtype == np.int64
     assert_same(unpad(data, lengths), sequences)
-    assert all_true(
-        np.concatenate([row[n:] for row, n in zip(data, lengths, strict=True)]) == value
-    )
+    assert all_true(np.concatenate([row[n:] for row, n in zip(data, lengths, strict=True)]) == value)
 
 
 @given(ragged(), st.integers(0, 3), st.sampled_from([0, 1]))
@@ -164,8 +162,7 @@ def test_float_padding_takes_any_value_rounded_to_the_dtype(dtype, value):
         (
             lambda: pad([[1], [1, 2, 3]], length=2),
             ValueError,
-            "length must be at least that of the longest sequence, got 2 where sequence 1 of "
-            "sequences has 3 steps",
+            "length must be at least that of the longest sequence, got 2 where sequence 1 of sequences has 3 steps",
         ),
         (lambda: pad([[1]], length=1.5), TypeError, "length must be an integer, got 1.5"),
         (lambda: pad([[1]], length=-1), ValueError, "length must be at least 0, got -1"),
@@ -346,9 +343,7 @@ def test_copies_and_pickles_go_on_alike_and_alone():
 def test_batches_keeps_rows_together(lengths, batch_size, shuffle, drop_last, seed):
     rows, columns = np.array(lengths, "int64"), numbers((len(lengths), 2, 3), "float32", seed)
     index = np.arange(len(lengths))
-    loader = Batches(
-        index, rows, columns, batch_size=batch_size, shuffle=shuffle, rng=seed, drop_last=drop_last
-    )
+    loader = Batches(index, rows, columns, batch_size=batch_size, shuffle=shuffle, rng=seed, drop_last=drop_last)
     batches = list(loader)
     for i, row, column in batches:
         assert_same([row, column], [rows[i], columns[i]])
@@ -373,9 +368,7 @@ def test_batches_are_copies():
 
 @given(length_lists, st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), seeds)
 def test_buckets_draw_every_index_once(lengths, batch_size, num_buckets, shuffle, drop_last, seed):
-    loader = Buckets(
-        lengths, batch_size, num_buckets=num_buckets, shuffle=shuffle, rng=seed, drop_last=drop_last
-    )
+    loader = Buckets(lengths, batch_size, num_buckets=num_buckets, shuffle=shuffle, rng=seed, drop_last=drop_last)
     batches = list(loader)
     missing = len(lengths) % batch_size if drop_last else 0
     drawn = np.concatenate([np.arange(0), *batches])
@@ -390,9 +383,7 @@ def test_buckets_draw_every_index_once(lengths, batch_size, num_buckets, shuffle
 @given(st.permutations(range(50)), st.integers(1, 9), st.integers(1, 60), seeds)
 def test_a_batch_comes_from_one_bucket(lengths, batch_size, num_buckets, seed):
     # Lengths 0..49, each once, are their own ranks: a bucket is a range of them.
-    bucket_size = next(
-        size for size in range(batch_size, 100, batch_size) if size * num_buckets >= 50
-    )
+    bucket_size = next(size for size in range(batch_size, 100, batch_size) if size * num_buckets >= 50)
     for index in Buckets(lengths, batch_size, num_buckets=num_buckets, rng=seed):
         assert len(np.unique(np.array(lengths)[index] // bucket_size)) == 1
 

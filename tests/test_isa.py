@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from pyrnn._core.runtime import activation, isa_level
 
 LADDER = ["v2", "v3", "v4"]

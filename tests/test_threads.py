@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from pyrnn._core.runtime import has_openmp
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import pyrnn
 from pyrnn import threads
-from pyrnn._core.runtime import has_openmp
 
 
 def layer(B: int = 16, T: int = 20, H: int = 64) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed; it is an 
 def test_cells_agree_with_torch(call: Call) -> None:
     if call.op == "gru" and not call.config["reset_after"]:
         call.config["reset_after"] = True  # the one form that PyTorch has
-    B, T, I = call.arrays["x"].shape
+    B, _, I = call.arrays["x"].shape
     H = call.arrays["w_hh"].shape[1]
     options = {"nonlinearity": call.config["activation"]} if call.op == "rnn" else {}
     layer = getattr(torch.nn, call.op.upper())(I, H, batch_first=True, dtype=torch.float64, **options)

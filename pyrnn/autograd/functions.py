@@ -35,9 +35,7 @@ def _values(*operands: Any) -> list[Any]:
     return values
 
 
-def _apply(
-    name: str, result: Any, *operands: tuple[Any, Pull], view_of: Tensor | None = None
-) -> Tensor:
+def _apply(name: str, result: Any, *operands: tuple[Any, Pull], view_of: Tensor | None = None) -> Tensor:
     """Wrap ``result`` with a tape that leads to each operand by its own pull."""
     inputs = [operand if isinstance(operand, Tensor) else None for operand, _ in operands]
     if not (is_recording() and any(tensor is not None and tensor.requires_grad for tensor in inputs)):

@@ -44,9 +44,7 @@ class Tensor:
         if isinstance(array, np.generic):
             array = np.asarray(array)
         if str(array.dtype) not in FLOATS or not array.dtype.isnative:
-            raise TypeError(
-                f"data: expected float32 or float64, got {array.dtype}; cast with .astype(numpy.float32)"
-            )
+            raise TypeError(f"data: expected float32 or float64, got {array.dtype}; cast with .astype(numpy.float32)")
         self._array = array
         self.requires_grad = bool(requires_grad)
         self.grad: Any = None

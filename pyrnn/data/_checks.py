@@ -20,9 +20,7 @@ def check_int(name: str, value: object, minimum: int) -> int:
     return int(value)
 
 
-def check_lengths(
-    lengths: ArrayLike, *, batch: int | None = None, steps: int | None = None
-) -> IntArray:
+def check_lengths(lengths: ArrayLike, *, batch: int | None = None, steps: int | None = None) -> IntArray:
     """Return `lengths` as a fresh int64 array: one per row of `batch`, each in 0..`steps`."""
     given = np.asarray(lengths)
     if given.ndim != 1 or (batch is not None and len(given) != batch):

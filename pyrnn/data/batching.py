@@ -35,9 +35,7 @@ class _ByLength(Loader[IntArray]):
             "num_buckets": self._num_buckets,
         }
 
-    def _sort(
-        self, order: IntArray, rng: np.random.Generator | None, *, multiple: int = 1
-    ) -> IntArray:
+    def _sort(self, order: IntArray, rng: np.random.Generator | None, *, multiple: int = 1) -> IntArray:
         """`order` by length; shuffled within buckets whose size is a multiple of `multiple`."""
         # A stable sort of shuffled indices leaves equal lengths shuffled.
         by_length = order[np.argsort(self._lengths[order], kind="stable")]

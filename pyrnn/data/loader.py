@@ -118,12 +118,9 @@ class Loader(ABC, Generic[BatchT]):
             raise ValueError(f"state must be a mapping with the keys {list(own)}, got {state!r}")
         if state["settings"] != own["settings"]:
             raise ValueError(
-                f"state must be of a loader with the same data and settings "
-                f"{own['settings']}, got {state['settings']}"
+                f"state must be of a loader with the same data and settings {own['settings']}, got {state['settings']}"
             )
-        seed, epoch, position = (
-            check_int(f"state[{key!r}]", state[key], 0) for key in ("seed", "epoch", "position")
-        )
+        seed, epoch, position = (check_int(f"state[{key!r}]", state[key], 0) for key in ("seed", "epoch", "position"))
         self._seed = seed
         self._now = self._next = (epoch, position)
 

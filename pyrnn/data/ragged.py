@@ -52,9 +52,7 @@ class Packed(NamedTuple):
     lengths: IntArray
 
 
-def pad(
-    sequences: Iterable[ArrayLike], *, value: complex = 0.0, length: int | None = None
-) -> Padded:
+def pad(sequences: Iterable[ArrayLike], *, value: complex = 0.0, length: int | None = None) -> Padded:
     """Put sequences of unequal length into one array.
 
     Parameters

@@ -126,6 +126,4 @@ def compare_padding(lengths: ArrayLike, strategies: Mapping[str, Iterable[ArrayL
         steps = (f"{report.batches:,}", f"{report.valid_steps:,}", f"{report.padding_steps:,}")
         rows.append((name, *steps, f"{report.fill:.1%}", saved))
     name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return "\n".join(
-        "  ".join([name.ljust(name_width), *map(str.rjust, cells, widths)]) for name, *cells in rows
-    )
+    return "\n".join("  ".join([name.ljust(name_width), *map(str.rjust, cells, widths)]) for name, *cells in rows)

@@ -27,8 +27,8 @@ def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
     TypeError
         It is no array of this backend, or of another dtype; the message says what to do.
     """
-    if not isinstance(value, backend.array_type) or isinstance(value, (np.ma.MaskedArray, np.matrix)):
-        kind = type(value)
+    kind = type(value)
+    if not issubclass(kind, backend.array_type) or issubclass(kind, (np.ma.MaskedArray, np.matrix)):
         package = kind.__module__.partition(".")[0]
         wanted = f"{backend.array_type.__module__}.{backend.array_type.__name__}"
         door = DOORS.get(package, "convert it with numpy.asarray(...)")
@@ -42,7 +42,6 @@ def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
         raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}; cast with .astype(numpy.float32)")
     if dtype is not None and value.dtype != dtype:
         raise TypeError(
-            f"{name}: expected {dtype} like the arrays before it, got {value.dtype}; "
-            f"cast with .astype(numpy.{dtype})"
+            f"{name}: expected {dtype} like the arrays before it, got {value.dtype}; cast with .astype(numpy.{dtype})"
         )
     return value.dtype

@@ -17,9 +17,7 @@ def _targets_are_classes(arrays: Any, config: Any) -> None:
     check_range("targets", targets, arrays.logits.shape[-1], "C")
 
 
-LINEAR = Op(
-    "linear", arrays={"x": "... I", "w": "O I"}, optional={"b": "O"}, outputs={"y": "... O"}
-)
+LINEAR = Op("linear", arrays={"x": "... I", "w": "O I"}, optional={"b": "O"}, outputs={"y": "... O"})
 LAYER_NORM = Op(
     "layer_norm",
     arrays={"x": "... F"},
@@ -112,9 +110,7 @@ def embedding(weight: Any, *, indices: Any, backend: str | Backend | None = None
     return EMBEDDING(weight, indices=indices, backend=backend)
 
 
-def cross_entropy(
-    logits: Any, *, targets: Any, mask: Any = None, backend: str | Backend | None = None
-) -> Any:
+def cross_entropy(logits: Any, *, targets: Any, mask: Any = None, backend: str | Backend | None = None) -> Any:
     """Give each element's -log softmax(logits)[target].
 
     Parameters

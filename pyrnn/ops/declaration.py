@@ -7,7 +7,7 @@ the checks and their messages, the dispatch to a backend, the tape, `vjp`, and t
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..autograd import Tensor, is_recording, record
@@ -17,6 +17,11 @@ from .options import Option
 from .shapes import Sizes, describe, match_shape
 
 OPS: dict[str, Op] = {}
+
+
+def _record(name: str, fields: Iterable[str]) -> Any:
+    """Return a NamedTuple class."""
+    return namedtuple(name, fields)
 
 
 class Op:
@@ -53,9 +58,9 @@ class Op:
         self.outputs = dict(outputs)
         self.options = dict(options or {})
         self.rule = rule
-        self.Arrays: Any = namedtuple(f"{name}_arrays", self.arrays)
-        self.Outputs: Any = namedtuple(f"{name}_outputs", self.outputs)
-        self.Config: Any = namedtuple(f"{name}_config", self.options)
+        self.Arrays = _record(f"{name}_arrays", self.arrays)
+        self.Outputs = _record(f"{name}_outputs", self.outputs)
+        self.Config = _record(f"{name}_config", self.options)
         self._forward, self._backward = f"{name}_forward", f"{name}_backward"
         Backend.declare_op(name)
         OPS[name] = self

@@ -85,9 +85,7 @@ def lengths(batch: str = "B", time: str = "T") -> Option:
         if array.shape != (rows,):
             raise ValueError(f"{name}: expected shape ({batch},) = ({rows},), got {array.shape}")
         if array.size and (array.min() < 0 or array.max() > steps):
-            raise ValueError(
-                f"{name}: expected values from 0 to {time} = {steps}, got {array.min()} to {array.max()}"
-            )
+            raise ValueError(f"{name}: expected values from 0 to {time} = {steps}, got {array.min()} to {array.max()}")
         return array.astype(np.int64)
 
     return Option(None, check)
@@ -114,8 +112,7 @@ def check_range(name: str, array: Any, size: int, symbol: str) -> None:
     """Raise ValueError where an integer array leaves 0 .. size - 1."""
     if array.size and (int(array.min()) < 0 or int(array.max()) >= size):
         raise ValueError(
-            f"{name}: expected values from 0 to {symbol} - 1 = {size - 1}, "
-            f"got {int(array.min())} to {int(array.max())}"
+            f"{name}: expected values from 0 to {symbol} - 1 = {size - 1}, got {int(array.min())} to {int(array.max())}"
         )
 
 

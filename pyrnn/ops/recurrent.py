@@ -12,7 +12,7 @@ from .options import choice, flag, lengths
 def _needs_reset_after(arrays: Any, config: Any) -> None:
     if arrays.b_hn is not None and not config.reset_after:
         raise ValueError(
-            "b_hn: expected None with reset_after=False, got an array: the candidate's biases are one there; add it to b"
+            "b_hn: expected None with reset_after=False, got an array; the candidate has one bias there, so add it to b"
         )
 
 

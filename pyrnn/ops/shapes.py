@@ -55,5 +55,7 @@ def describe(shape: str, sizes: Sizes) -> str:
         else:
             times, symbol = split_dimension(dimension)
             numbers.append(str(sizes[symbol] * times) if symbol in sizes else dimension)
-    left, right = (f"({', '.join(part)}{',' if len(part) == 1 and part != ['...'] else ''})" for part in (symbols, numbers))
+    left, right = (
+        f"({', '.join(part)}{',' if len(part) == 1 and part != ['...'] else ''})" for part in (symbols, numbers)
+    )
     return left if left == right else f"{left} = {right}"

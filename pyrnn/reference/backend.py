@@ -11,6 +11,5 @@ class ReferenceBackend(RecurrentOps, Backend):
 
     name = "reference"
     claims = {
-        op: Claim()
-        for op in ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy")
+        op: Claim() for op in ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy")
     }

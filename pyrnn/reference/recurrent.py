@@ -84,9 +84,7 @@ def lstm_step_back(saved: Any, a: Any, config: Any, grads: tuple[Array, ...]) ->
     dh, dc = grads
     t = np.tanh(new_c)
     dc = dc + dh * o * (1 - t * t)
-    d = np.concatenate(
-        [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)], axis=1
-    )
+    d = np.concatenate([dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)], axis=1)
     return d, d.T @ h, None, (d @ a.w_hh, dc * f)
 
 

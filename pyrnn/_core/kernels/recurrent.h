@@ -45,7 +45,7 @@ static split_t choose_split(const pyrnn_recurrent *p, ptrdiff_t total_steps, ptr
     if (step_work * (double)total_steps < 1e6) *threads = 1;
     if (*threads == 1) return BY_ROWS;
     if (p->B >= 12 * *threads && weights <= 512 * 1024) return BY_ROWS;
-    if (unit_blocks >= *threads && step_work / *threads > 4e4) return BY_UNITS;
+    if (unit_blocks >= *threads && step_work / *threads > 1e5) return BY_UNITS;
     if (p->B < *threads) *threads = p->B ? (int)p->B : 1;
     return BY_ROWS;
 }
