@@ -23,7 +23,7 @@ import pyrnn
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 SHAPES = "1x1x64,1x100x256,8x100x100,32x100x128,32x100x256,64x50x512"
-IDLE = 0.02  # seconds before each turn, in which the threads of the one before stop spinning on our cores
+IDLE = 0.05  # seconds before each turn, in which the threads of the one before stop spinning on our cores
 REFERENCE_LIMIT = 2e9  # multiply-adds beyond which the reference is left out: it would take seconds a round
 
 

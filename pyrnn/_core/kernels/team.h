@@ -2,20 +2,29 @@
 #ifndef PYRNN_TEAM_H
 #define PYRNN_TEAM_H
 
+#include <limits.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#define SPINS 50000 /* about a millisecond: longer than an idle core takes to wake up and a late thread to get it */
+
 typedef struct {
-    atomic_int arrived, phase;
+    atomic_int arrived, phase, sleepers;
 } barrier_t;
 
 /* A thread's place in its team. */
 typedef struct {
     int id, size;
+    int spins; /* before it sleeps at a barrier */
     barrier_t *barrier;
 } member_t;
 
@@ -27,20 +36,40 @@ static inline void pause_cpu(void) {
 #endif
 }
 
-/* Wait for the whole team. Spins, since a step of a layer takes microseconds; yields when that takes too long,
-   as it does with more threads than free cores. */
+/* Sleep until the phase is no longer the one given, or a while; and wake those who do. */
+static inline void phase_sleep(barrier_t *b, int phase) {
+#ifdef __linux__
+    atomic_fetch_add(&b->sleepers, 1);
+    syscall(SYS_futex, &b->phase, FUTEX_WAIT_PRIVATE, phase, NULL, NULL, 0);
+    atomic_fetch_sub(&b->sleepers, 1);
+#else
+    (void)b, (void)phase;
+    sched_yield();
+#endif
+}
+static inline void phase_wake(barrier_t *b) {
+#ifdef __linux__
+    if (atomic_load(&b->sleepers)) syscall(SYS_futex, &b->phase, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#else
+    (void)b;
+#endif
+}
+
+/* Wait for the whole team. Spins, since a step of a layer takes microseconds; sleeps when that takes too long, as it does
+   with more threads than free cores: the one that we wait for may need ours. */
 static inline void team_wait(const member_t *me) {
     if (me->size == 1) return;
     barrier_t *b = me->barrier;
-    const int phase = atomic_load_explicit(&b->phase, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) == me->size - 1) {
-        atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
+    const int phase = atomic_load(&b->phase);
+    if (atomic_fetch_add(&b->arrived, 1) == me->size - 1) {
+        atomic_store(&b->arrived, 0);
+        atomic_store(&b->phase, phase + 1);
+        phase_wake(b);
         return;
     }
     for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < 2000) pause_cpu();
-        else sched_yield();
+        if (spins < me->spins) pause_cpu();
+        else phase_sleep(b, phase);
     }
 }
 
@@ -86,21 +115,24 @@ static void team_run(int threads, work_t work, void *context) {
     barrier_t barrier;
     atomic_init(&barrier.arrived, 0);
     atomic_init(&barrier.phase, 0);
+    atomic_init(&barrier.sleepers, 0);
 #ifdef _OPENMP
     if (threads > 1) {
+        const int spins = threads > omp_get_num_procs() ? 0 : SPINS;
 #pragma omp parallel num_threads(threads)
         {
-            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier};
             const uint64_t before = denormals_off();
             work(&me, context);
             denormals_restore(before);
+            team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
         }
         return;
     }
 #else
     (void)threads;
 #endif
-    const member_t me = {0, 1, &barrier};
+    const member_t me = {0, 1, 0, &barrier};
     const uint64_t before = denormals_off();
     work(&me, context);
     denormals_restore(before);
