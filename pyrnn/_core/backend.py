@@ -9,8 +9,9 @@ try:
     from .recurrent import RecurrentOps
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"the compiled core of pyrnn is missing ({error}); build it with `pip install .` in the source tree, "
-        'or ask for the slow NumPy reference: backend="reference"'
+        f"the compiled core of pyrnn is missing ({error}). In a source tree it is built by `pip install -e .`; after "
+        "`pip install .`, start Python elsewhere, as the folder in front of you comes before the installed package. "
+        'The slow NumPy reference needs no core: backend="reference"'
     ) from error
 
 INVARIANT = Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"}))

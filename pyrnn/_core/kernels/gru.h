@@ -13,12 +13,12 @@ static void F(gru_after_step)(const F(plan) *plan, const F(part) *part, ptrdiff_
     REAL *h_new = F(h_slot)(p, plan, s + 1);
     REAL tile[MAX_ROWS * NR];
     for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += LANES) {
-        const REAL *before = plan->before[0] + (unit / LANES * block_rows + offset + part->first) * NR;
+        const REAL *before = part->before[0] + (unit / LANES * block_rows + offset) * NR;
         const F(vec) b_hn = F(load)(plan->b_hn + unit);
         for (ptrdiff_t r = 0; r < rows; r += ROWS(3)) {
             const ptrdiff_t count = smaller(ROWS(3), rows - r), i0 = part->first + r * stride;
             for (ptrdiff_t m = 0; m < count; m++) { /* r and z go on from the inputs' part, q begins anew */
-                const REAL *from = before + (r + m) * stride * NR;
+                const REAL *from = before + (r + m) * NR;
                 F(store)(tile + m * NR, F(load)(from));
                 F(store)(tile + m * NR + LANES, F(load)(from + LANES));
                 F(store)(tile + m * NR + 2 * LANES, b_hn);
@@ -31,7 +31,7 @@ static void F(gru_after_step)(const F(plan) *plan, const F(part) *part, ptrdiff_
                 const REAL *t = tile + m * NR;
                 const F(vec) reset = F(sigmoid)(F(load)(t)), z = F(sigmoid)(F(load)(t + LANES));
                 const F(vec) q = F(load)(t + 2 * LANES);
-                const F(vec) n = F(tanh)(F(fma)(reset, q, F(load)(before + (r + m) * stride * NR + 2 * LANES)));
+                const F(vec) n = F(tanh)(F(fma)(reset, q, F(load)(before + (r + m) * NR + 2 * LANES)));
                 const F(vec) new = F(gru_mix)(n, z, F(load)(h + at));
                 F(store)(h_new + at, new);
                 F(store_part)(F(y_at)(p, row, s) + unit, new, p->H - unit);
@@ -55,12 +55,12 @@ static void F(gru_before_gates)(const F(plan) *plan, const F(part) *part, ptrdif
     const REAL *h = F(h_slot)(p, plan, s);
     REAL tile[MAX_ROWS * NR];
     for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += WIDTH) {
-        const REAL *before = plan->before[0] + (unit / WIDTH * block_rows + offset + part->first) * NR;
+        const REAL *before = part->before[0] + (unit / WIDTH * block_rows + offset) * NR;
         for (ptrdiff_t r = 0; r < rows; r += ROWS(4)) {
             const ptrdiff_t count = smaller(ROWS(4), rows - r), i0 = part->first + r * stride;
             const F(product) product = {
                 h + i0 * Hp, stride * Hp, 1, plan->hh[0] + unit * 2 * p->H, p->H,
-                before + r * stride * NR, stride * NR, tile, NR};
+                before + r * NR, NR, tile, NR};
             F(tiles)[4][count](&product);
             for (ptrdiff_t m = 0; m < count; m++) {
                 const ptrdiff_t row = i0 + m * stride;
@@ -84,12 +84,12 @@ static void F(gru_before_candidate)(const F(plan) *plan, const F(part) *part, pt
     REAL *h_new = F(h_slot)(p, plan, s + 1);
     REAL tile[MAX_ROWS * WIDTH];
     for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += WIDTH) {
-        const REAL *before = plan->before[1] + (unit / WIDTH * block_rows + offset + part->first) * WIDTH;
+        const REAL *before = part->before[1] + (unit / WIDTH * block_rows + offset) * WIDTH;
         for (ptrdiff_t r = 0; r < rows; r += ROWS(2)) {
             const ptrdiff_t count = smaller(ROWS(2), rows - r), i0 = part->first + r * stride;
             const F(product) product = {
                 plan->reset + i0 * Hp, stride * Hp, 1, plan->hh[1] + unit * p->H, p->H,
-                before + r * stride * WIDTH, stride * WIDTH, tile, WIDTH};
+                before + r * WIDTH, WIDTH, tile, WIDTH};
             F(tiles)[2][count](&product);
             for (ptrdiff_t m = 0; m < count; m++) {
                 const ptrdiff_t row = i0 + m * stride;

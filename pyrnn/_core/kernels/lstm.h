@@ -8,12 +8,12 @@ static void F(lstm_step)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, 
     REAL *h_new = F(h_slot)(p, plan, s + 1), *c_new = F(c_slot)(p, plan, s + 1);
     REAL tile[MAX_ROWS * NR];
     for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += LANES) {
-        const REAL *before = plan->before[0] + (unit / LANES * block_rows + offset + part->first) * NR;
+        const REAL *before = part->before[0] + (unit / LANES * block_rows + offset) * NR;
         for (ptrdiff_t r = 0; r < rows; r += ROWS(4)) {
             const ptrdiff_t count = smaller(ROWS(4), rows - r), i0 = part->first + r * stride;
             const F(product) product = {
                 h + i0 * Hp, stride * Hp, 1, plan->hh[0] + unit * 4 * p->H, p->H,
-                before + r * stride * NR, stride * NR, tile, NR};
+                before + r * NR, NR, tile, NR};
             F(tiles)[4][count](&product);
             for (ptrdiff_t m = 0; m < count; m++) {
                 const ptrdiff_t row = i0 + m * stride;

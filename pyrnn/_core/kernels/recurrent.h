@@ -4,7 +4,8 @@
        order or raggedness the caller's array has), projected by one product, and then the steps are taken. In the backward
        the gate gradients of a block stay in a scratch, and become weight and input gradients by one product each.
    (b) Rows are sorted longest first, so step s concerns the first active[s] rows, and work follows the valid steps.
-   (c) Threads share a layer by rows (no barrier inside a block) or by units (one or two barriers a step). */
+   (c) Threads share a layer by rows (the forward then has no barrier in its walk, the backward two a block) or by units
+       (one or two barriers a step). */
 
 #ifndef PYRNN_RECURRENT_H
 #define PYRNN_RECURRENT_H
@@ -61,14 +62,14 @@ typedef struct {
     ptrdiff_t *active; /* rows that have a step s */
     split_t split;
     int threads;
-    volatile int stop;
+    atomic_int stop;
     double asked; /* when `interrupted` was called last */
 
     /* forward */
     REAL *ih[2], *hh[2], *bias[2]; /* packed, per set */
     REAL *b_hn;
-    REAL *inputs;    /* [rows][I] of a block */
-    REAL *before[2]; /* per set [panel][rows][NR]: the gates before the recurrent product */
+    REAL *inputs;    /* [rows][I] of a block, part after part */
+    REAL *before[2]; /* per set and part [panel][rows][NR]: the gates before the recurrent product */
     REAL *reset;     /* GRU_BEFORE: r·h [B][Hp] */
 
     /* backward */
@@ -81,21 +82,28 @@ typedef struct {
     REAL *dw_ih, *dw_hh, *db;    /* sums so far, padded */
 } F(plan);
 
-/* A thread's part of the work between barriers. */
+/* A thread's part of the work between barriers. By rows it has scratch of its own for them, by units the team's. */
 typedef struct {
     const member_t *me;
-    ptrdiff_t first, stride;    /* rows first, first + stride, … */
-    ptrdiff_t unit, unit_end;   /* of Hp */
+    ptrdiff_t first, stride;  /* rows first, first + stride, … */
+    ptrdiff_t unit, unit_end; /* of Hp */
+    REAL *inputs, *before[2]; /* forward: the plan's, where this part's rows begin */
 } F(part);
 
 static F(part) F(part_of)(const F(plan) *plan, const member_t *me) {
-    F(part) part = {me, 0, 1, 0, plan->Hp};
+    F(part) part = {.me = me, .stride = 1, .unit_end = plan->Hp};
+    ptrdiff_t rows_before = 0; /* of the threads before this one, in a block */
     if (plan->split == BY_ROWS) {
         part.first = me->id;
         part.stride = me->size;
+        rows_before = plan->block * (plan->p->B / me->size * me->id + smaller(plan->p->B % me->size, me->id));
     } else {
         team_share(me, plan->Hp, WIDTH, &part.unit, &part.unit_end);
     }
+    if (!plan->inputs) return part; /* a backward */
+    part.inputs = plan->inputs + rows_before * plan->p->I;
+    for (int set = 0; set < plan->cell->sets; set++)
+        part.before[set] = plan->before[set] + rows_before * plan->cell->set[set].count * plan->Hp;
     return part;
 }
 
@@ -127,13 +135,6 @@ static inline REAL *F(y_at)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) 
     return (REAL *)p->y + (p->order[i] * p->T + F(element)(p, i, s)) * p->H;
 }
 
-/* Rows of a block before step s. */
-static inline ptrdiff_t F(rows_before)(const F(plan) *plan, ptrdiff_t first_step, ptrdiff_t s) {
-    ptrdiff_t rows = 0;
-    for (ptrdiff_t t = first_step; t < s; t++) rows += plan->active[t];
-    return rows;
-}
-
 /* Fill the parts of the plan that forward and backward share. */
 static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *arena) {
     memset(plan, 0, sizeof *plan);
@@ -158,11 +159,9 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
 }
 
 /* At the end of a block: the calling thread asks, at most twenty times a second, whether to stop. */
-static int F(stop_asked)(F(plan) *plan, const member_t *me) {
+static void F(ask_to_stop)(F(plan) *plan, const member_t *me) {
     if (me->id == 0 && plan->p->interrupted && seconds() - plan->asked > 0.05) {
         plan->stop = plan->p->interrupted();
         plan->asked = seconds();
     }
-    team_wait(me);
-    return plan->stop;
 }

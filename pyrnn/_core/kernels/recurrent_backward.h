@@ -191,7 +191,8 @@ static void F(backward_work)(const member_t *me, void *context) {
     const ptrdiff_t blocks = (plan->steps + plan->block - 1) / plan->block;
     for (ptrdiff_t block = blocks - 1; block >= 0; block--) {
         const ptrdiff_t s0 = block * plan->block, s1 = smaller(s0 + plan->block, plan->steps);
-        const ptrdiff_t rows = F(rows_before)(plan, s0, s1);
+        ptrdiff_t rows = 0;
+        for (ptrdiff_t s = s0; s < s1; s++) rows += plan->active[s];
         ptrdiff_t offset = rows;
         F(gather_panels)(plan, me, s0, s1, rows);
         for (ptrdiff_t s = s1 - 1; s >= s0; s--) {
@@ -201,7 +202,9 @@ static void F(backward_work)(const member_t *me, void *context) {
         team_wait(me);
         F(weight_gradients)(plan, me, rows);
         if (p->dx) F(input_gradients)(plan, me, s0, s1, rows);
-        if (F(stop_asked)(plan, me)) return;
+        F(ask_to_stop)(plan, me);
+        team_wait(me);
+        if (plan->stop) return;
     }
 
     team_share(me, p->H, WIDTH, &unit, &unit_end);

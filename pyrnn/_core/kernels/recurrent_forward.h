@@ -45,35 +45,35 @@ static void F(store_state)(const F(plan) *plan, const REAL *row, REAL *to, ptrdi
     if (to) memcpy(to + plan->p->order[i] * plan->p->H, row, (size_t)plan->p->H * sizeof(REAL));
 }
 
-static void F(gather_inputs)(const F(plan) *plan, const member_t *me, ptrdiff_t s0, ptrdiff_t s1) {
+/* This part's rows of a block's steps; by units the team shares them. */
+static void F(gather_inputs)(const F(plan) *plan, const F(part) *part, ptrdiff_t s0, ptrdiff_t s1) {
     const pyrnn_recurrent *p = plan->p;
-    REAL *to = plan->inputs;
-    for (ptrdiff_t s = s0; s < s1; s++, to += plan->active[s - 1] * p->I) {
-        ptrdiff_t first, last;
-        team_share(me, plan->active[s], 1, &first, &last);
-        for (ptrdiff_t i = first; i < last; i++) {
+    const ptrdiff_t begin = plan->split == BY_UNITS ? part->me->id : 0, step = plan->split == BY_UNITS ? part->me->size : 1;
+    REAL *to = part->inputs;
+    for (ptrdiff_t s = s0; s < s1; s++) {
+        const ptrdiff_t rows = F(own)(part, plan->active[s]);
+        for (ptrdiff_t r = begin; r < rows; r += step) {
+            const ptrdiff_t i = part->first + r * part->stride;
             const REAL *from = F(at)(&p->x, p->order[i], F(element)(p, i, s), 0);
-            if (p->x.stride[2] == 1) memcpy(to + i * p->I, from, (size_t)p->I * sizeof(REAL));
-            else for (ptrdiff_t k = 0; k < p->I; k++) to[i * p->I + k] = from[k * p->x.stride[2]];
+            if (p->x.stride[2] == 1) memcpy(to + r * p->I, from, (size_t)p->I * sizeof(REAL));
+            else for (ptrdiff_t k = 0; k < p->I; k++) to[r * p->I + k] = from[k * p->x.stride[2]];
         }
+        to += rows * p->I;
     }
 }
 
-/* before = bias + inputs · W_ih for the block's rows: by units this part's panels, by rows this part's share of rows. */
+/* before = bias + inputs · W_ih for this part's rows of the block and units. */
 static void F(project)(const F(plan) *plan, const F(part) *part, ptrdiff_t rows) {
     const pyrnn_recurrent *p = plan->p;
-    ptrdiff_t first = 0, last = rows;
-    if (plan->split == BY_ROWS) team_share(part->me, rows, MAX_ROWS, &first, &last);
-    if (first == last) return;
-    for (int set = 0; set < plan->cell->sets; set++) {
+    for (int set = 0; rows && set < plan->cell->sets; set++) {
         const int vectors = plan->cell->set[set].count * plan->cell->set[set].vectors;
         const ptrdiff_t wide = plan->cell->set[set].vectors * LANES, columns = vectors * LANES;
         for (ptrdiff_t u = part->unit; u < part->unit_end; u += wide) {
             const ptrdiff_t panel = u / wide;
             const F(product) product = {
-                plan->inputs + first * p->I, p->I, 1, plan->ih[set] + panel * columns * p->I, p->I,
-                plan->bias[set] + panel * columns, 0, plan->before[set] + (panel * rows + first) * columns, columns};
-            F(panel_rows)(vectors, last - first, product);
+                part->inputs, p->I, 1, plan->ih[set] + panel * columns * p->I, p->I,
+                plan->bias[set] + panel * columns, 0, part->before[set] + panel * rows * columns, columns};
+            F(panel_rows)(vectors, rows, product);
         }
     }
 }
@@ -103,20 +103,22 @@ static void F(forward_work)(const member_t *me, void *context) {
     for (ptrdiff_t i = first; i < last; i++)
         memset((REAL *)p->y + (p->order[i] * p->T + p->lengths[i]) * p->H, 0,
                (size_t)((p->T - p->lengths[i]) * p->H) * sizeof(REAL));
+    team_wait(me);
 
-    for (ptrdiff_t s0 = 0; s0 < plan->steps; s0 += plan->block) {
-        const ptrdiff_t s1 = smaller(s0 + plan->block, plan->steps), rows = F(rows_before)(plan, s0, s1);
-        F(gather_inputs)(plan, me, s0, s1);
-        team_wait(me);
+    for (ptrdiff_t s0 = 0; s0 < plan->steps && !plan->stop; s0 += plan->block) {
+        const ptrdiff_t s1 = smaller(s0 + plan->block, plan->steps);
+        ptrdiff_t rows = 0, offset = 0;
+        for (ptrdiff_t s = s0; s < s1; s++) rows += F(own)(&part, plan->active[s]);
+        F(gather_inputs)(plan, &part, s0, s1);
+        F(wait_for_units)(plan, me);
         F(project)(plan, &part, rows);
-        if (plan->split == BY_ROWS) team_wait(me);
-        ptrdiff_t offset = 0;
         for (ptrdiff_t s = s0; s < s1; s++) {
             F(step_forward)(plan, &part, s, offset, rows);
             F(wait_for_units)(plan, me);
-            offset += plan->active[s];
+            offset += F(own)(&part, plan->active[s]);
         }
-        if (F(stop_asked)(plan, me)) return;
+        F(ask_to_stop)(plan, me);
+        F(wait_for_units)(plan, me);
     }
     team_wait(me);
     for (ptrdiff_t i = first; i < last; i++) {

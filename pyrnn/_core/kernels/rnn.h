@@ -7,12 +7,12 @@ static void F(rnn_step)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, p
     REAL *h_new = F(h_slot)(p, plan, s + 1);
     REAL tile[MAX_ROWS * WIDTH];
     for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += WIDTH) {
-        const REAL *before = plan->before[0] + (unit / WIDTH * block_rows + offset + part->first) * WIDTH;
+        const REAL *before = part->before[0] + (unit / WIDTH * block_rows + offset) * WIDTH;
         for (ptrdiff_t r = 0; r < rows; r += ROWS(2)) {
             const ptrdiff_t count = smaller(ROWS(2), rows - r), i0 = part->first + r * stride;
             const F(product) product = {
                 h + i0 * Hp, stride * Hp, 1, plan->hh[0] + unit * p->H, p->H,
-                before + r * stride * WIDTH, stride * WIDTH, tile, WIDTH};
+                before + r * WIDTH, WIDTH, tile, WIDTH};
             F(tiles)[2][count](&product);
             for (ptrdiff_t m = 0; m < count; m++) {
                 const ptrdiff_t i = i0 + m * stride;

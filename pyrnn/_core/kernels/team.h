@@ -15,7 +15,8 @@
 #include <omp.h>
 #endif
 
-#define SPINS 50000 /* about a millisecond: longer than an idle core takes to wake up and a late thread to get it */
+/* About a millisecond: an idle core may take that long to wake up. After the first barrier a 20th is enough. */
+#define SPINS 50000
 
 typedef struct {
     atomic_int arrived, phase, sleepers;
@@ -68,7 +69,7 @@ static inline void team_wait(const member_t *me) {
         return;
     }
     for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < me->spins) pause_cpu();
+        if (spins < (phase ? me->spins / 20 : me->spins)) pause_cpu();
         else phase_sleep(b, phase);
     }
 }
