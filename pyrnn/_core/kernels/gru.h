@@ -5,110 +5,48 @@
 
 static inline F(vec) F(gru_mix)(F(vec) n, F(vec) z, F(vec) h) { return F(fma)(z, h - n, n); }
 
-static void F(gru_after_step)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t block_rows) {
-    enum { NR = 3 * LANES };
+/* The third column of the tile began at b_hn, so it is q; the inputs' part of n is still in `inputs`. */
+static inline void F(gru_after_forward)(const F(plan) *plan, const F(lanes) *at) {
     const pyrnn_recurrent *p = plan->p;
-    const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]), stride = part->stride;
-    const REAL *h = F(h_slot)(p, plan, s);
-    REAL *h_new = F(h_slot)(p, plan, s + 1);
-    REAL tile[MAX_ROWS * NR];
-    for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += LANES) {
-        const REAL *before = part->before[0] + (unit / LANES * block_rows + offset) * NR;
-        const F(vec) b_hn = F(load)(plan->b_hn + unit);
-        for (ptrdiff_t r = 0; r < rows; r += ROWS(3)) {
-            const ptrdiff_t count = smaller(ROWS(3), rows - r), i0 = part->first + r * stride;
-            for (ptrdiff_t m = 0; m < count; m++) { /* r and z go on from the inputs' part, q begins anew */
-                const REAL *from = before + (r + m) * NR;
-                F(store)(tile + m * NR, F(load)(from));
-                F(store)(tile + m * NR + LANES, F(load)(from + LANES));
-                F(store)(tile + m * NR + 2 * LANES, b_hn);
-            }
-            const F(product) product = {
-                h + i0 * Hp, stride * Hp, 1, plan->hh[0] + unit * 3 * p->H, p->H, tile, NR, tile, NR};
-            F(tiles)[3][count](&product);
-            for (ptrdiff_t m = 0; m < count; m++) {
-                const ptrdiff_t row = i0 + m * stride, at = row * Hp + unit;
-                const REAL *t = tile + m * NR;
-                const F(vec) reset = F(sigmoid)(F(load)(t)), z = F(sigmoid)(F(load)(t + LANES));
-                const F(vec) q = F(load)(t + 2 * LANES);
-                const F(vec) n = F(tanh)(F(fma)(reset, q, F(load)(before + (r + m) * NR + 2 * LANES)));
-                const F(vec) new = F(gru_mix)(n, z, F(load)(h + at));
-                F(store)(h_new + at, new);
-                F(store_part)(F(y_at)(p, row, s) + unit, new, p->H - unit);
-                if (p->gates) {
-                    REAL *kept = F(gates_of)(p, plan, s, row) + unit;
-                    F(store)(kept, reset);
-                    F(store)(kept + Hp, z);
-                    F(store)(kept + 2 * Hp, n);
-                    F(store)(kept + 3 * Hp, q);
-                }
-            }
-        }
+    const ptrdiff_t Hp = plan->Hp;
+    const F(vec) h = F(load)(F(h_slot)(p, plan, at->step) + at->row * Hp + at->unit);
+    const F(vec) r = F(sigmoid)(F(load)(at->gates)), z = F(sigmoid)(F(load)(at->gates + at->gate));
+    const F(vec) q = F(load)(at->gates + 2 * at->gate);
+    const F(vec) n = F(tanh)(F(fma)(r, q, F(load)(at->inputs + 2 * at->gate)));
+    F(put_h)(plan, at, F(gru_mix)(n, z, h));
+    if (p->gates) {
+        REAL *kept = F(gates_of)(p, plan, at->step, at->row) + at->unit;
+        F(store)(kept, r);
+        F(store)(kept + Hp, z);
+        F(store)(kept + 2 * Hp, n);
+        F(store)(kept + 3 * Hp, q);
     }
 }
 
 /* First half of a reset-before step: r and z, and r·h for the second half. */
-static void F(gru_before_gates)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t block_rows) {
-    enum { NR = 2 * WIDTH };
+static inline void F(gru_before_gates)(const F(plan) *plan, const F(lanes) *at) {
     const pyrnn_recurrent *p = plan->p;
-    const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]), stride = part->stride;
-    const REAL *h = F(h_slot)(p, plan, s);
-    REAL tile[MAX_ROWS * NR];
-    for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += WIDTH) {
-        const REAL *before = part->before[0] + (unit / WIDTH * block_rows + offset) * NR;
-        for (ptrdiff_t r = 0; r < rows; r += ROWS(4)) {
-            const ptrdiff_t count = smaller(ROWS(4), rows - r), i0 = part->first + r * stride;
-            const F(product) product = {
-                h + i0 * Hp, stride * Hp, 1, plan->hh[0] + unit * 2 * p->H, p->H,
-                before + r * NR, NR, tile, NR};
-            F(tiles)[4][count](&product);
-            for (ptrdiff_t m = 0; m < count; m++) {
-                const ptrdiff_t row = i0 + m * stride;
-                REAL *kept = F(gates_of)(p, plan, s, row) + unit;
-                for (ptrdiff_t j = 0; j < WIDTH; j += LANES) {
-                    const F(vec) reset = F(sigmoid)(F(load)(tile + m * NR + j));
-                    F(store)(kept + j, reset);
-                    F(store)(kept + Hp + j, F(sigmoid)(F(load)(tile + m * NR + WIDTH + j)));
-                    F(store)(plan->reset + row * Hp + unit + j, reset * F(load)(h + row * Hp + unit + j));
-                }
-            }
-        }
-    }
+    const ptrdiff_t Hp = plan->Hp, here = at->row * Hp + at->unit;
+    REAL *kept = F(gates_of)(p, plan, at->step, at->row) + at->unit;
+    const F(vec) r = F(sigmoid)(F(load)(at->gates));
+    F(store)(kept, r);
+    F(store)(kept + Hp, F(sigmoid)(F(load)(at->gates + at->gate)));
+    F(store)(plan->reset + here, r * F(load)(F(h_slot)(p, plan, at->step) + here));
 }
 
 /* Second half: the candidate, and the new state. */
-static void F(gru_before_candidate)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t block_rows) {
+static inline void F(gru_before_candidate)(const F(plan) *plan, const F(lanes) *at) {
     const pyrnn_recurrent *p = plan->p;
-    const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]), stride = part->stride;
-    const REAL *h = F(h_slot)(p, plan, s);
-    REAL *h_new = F(h_slot)(p, plan, s + 1);
-    REAL tile[MAX_ROWS * WIDTH];
-    for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += WIDTH) {
-        const REAL *before = part->before[1] + (unit / WIDTH * block_rows + offset) * WIDTH;
-        for (ptrdiff_t r = 0; r < rows; r += ROWS(2)) {
-            const ptrdiff_t count = smaller(ROWS(2), rows - r), i0 = part->first + r * stride;
-            const F(product) product = {
-                plan->reset + i0 * Hp, stride * Hp, 1, plan->hh[1] + unit * p->H, p->H,
-                before + r * WIDTH, WIDTH, tile, WIDTH};
-            F(tiles)[2][count](&product);
-            for (ptrdiff_t m = 0; m < count; m++) {
-                const ptrdiff_t row = i0 + m * stride;
-                REAL *kept = F(gates_of)(p, plan, s, row) + unit;
-                REAL *y = F(y_at)(p, row, s) + unit;
-                for (ptrdiff_t j = 0; j < WIDTH; j += LANES) {
-                    const F(vec) n = F(tanh)(F(load)(tile + m * WIDTH + j));
-                    const ptrdiff_t at = row * Hp + unit + j;
-                    const F(vec) new = F(gru_mix)(n, F(load)(kept + Hp + j), F(load)(h + at));
-                    F(store)(kept + 2 * Hp + j, n);
-                    F(store)(h_new + at, new);
-                    F(store_part)(y + j, new, p->H - unit - j);
-                }
-            }
-        }
-    }
+    const ptrdiff_t Hp = plan->Hp;
+    REAL *kept = F(gates_of)(p, plan, at->step, at->row) + at->unit;
+    const F(vec) h = F(load)(F(h_slot)(p, plan, at->step) + at->row * Hp + at->unit);
+    const F(vec) n = F(tanh)(F(load)(at->gates));
+    F(store)(kept + 2 * Hp, n);
+    F(put_h)(plan, at, F(gru_mix)(n, F(load)(kept + Hp), h));
 }
 
-/* The gate gradients of row i, units [unit, unit + LANES), but for reset-before's r: it needs a product first. */
+/* Takes dh, stores the gate gradients but for reset-before's r, which needs a product first; returns what goes on to the
+   earlier h without one. */
 static inline F(vec) F(gru_back)(const F(plan) *plan, ptrdiff_t s, ptrdiff_t row, ptrdiff_t unit, F(vec) dh, REAL *d) {
     const pyrnn_recurrent *p = plan->p;
     const ptrdiff_t Hp = plan->Hp;

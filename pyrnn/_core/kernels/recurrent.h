@@ -135,6 +135,18 @@ static inline REAL *F(y_at)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) 
     return (REAL *)p->y + (p->order[i] * p->T + F(element)(p, i, s)) * p->H;
 }
 
+/* Where a cell's forward works: LANES units of a row at a step, with the gates before their activations. */
+typedef struct {
+    ptrdiff_t step, row, unit;
+    const REAL *gates, *inputs; /* with the recurrent product, and the inputs' part alone */
+    ptrdiff_t gate;             /* from one gate to the next */
+} F(lanes);
+
+static inline void F(put_h)(const F(plan) *plan, const F(lanes) *at, F(vec) h) {
+    F(store)(F(h_slot)(plan->p, plan, at->step + 1) + at->row * plan->Hp + at->unit, h);
+    F(store_part)(F(y_at)(plan->p, at->row, at->step) + at->unit, h, plan->p->H - at->unit);
+}
+
 /* Fill the parts of the plan that forward and backward share. */
 static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *arena) {
     memset(plan, 0, sizeof *plan);

@@ -78,16 +78,57 @@ static void F(project)(const F(plan) *plan, const F(part) *part, ptrdiff_t rows)
     }
 }
 
+/* One set of gates for a step: the recurrent product from `state` [B][Hp], tile by tile, and on each tile the cell's
+   `finish`, LANES units of a row at a time, while the tile is in L1. With `fresh` the last gate's chains begin there
+   (by unit), not at the inputs' part. */
+ALWAYS_INLINE void F(walk_step)(
+    const F(plan) *plan, const F(part) *part, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t block_rows, int set,
+    const REAL *state, const REAL *fresh, void (*finish)(const F(plan) *, const F(lanes) *)
+) {
+    const pyrnn_recurrent *p = plan->p;
+    const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]);
+    const int count = plan->cell->set[set].count, vectors = plan->cell->set[set].vectors * count;
+    const ptrdiff_t wide = plan->cell->set[set].vectors * LANES, NR = vectors * LANES;
+    REAL tile[MAX_ROWS * MAX_VECTORS * LANES];
+    F(lanes) at = {.step = s, .gate = wide};
+    for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += wide) {
+        const REAL *before = part->before[set] + (unit / wide * block_rows + offset) * NR;
+        for (ptrdiff_t r = 0; r < rows; r += ROWS(vectors), before += ROWS(vectors) * NR) {
+            const ptrdiff_t height = smaller(ROWS(vectors), rows - r), row = part->first + r * part->stride;
+            F(product) product = {
+                state + row * Hp, part->stride * Hp, 1, plan->hh[set] + unit * count * p->H, p->H, before, NR, tile, NR};
+            if (fresh) {
+                for (ptrdiff_t m = 0; m < height; m++) {
+                    memcpy(tile + m * NR, before + m * NR, (size_t)(NR - wide) * sizeof(REAL));
+                    memcpy(tile + (m + 1) * NR - wide, fresh + unit, (size_t)wide * sizeof(REAL));
+                }
+                product.c = tile;
+            }
+            F(tiles)[vectors][height](&product);
+            for (ptrdiff_t m = 0; m < height; m++) {
+                at.row = row + m * part->stride;
+                for (ptrdiff_t j = 0; j < wide; j += LANES) {
+                    at.unit = unit + j;
+                    at.gates = tile + m * NR + j;
+                    at.inputs = before + m * NR + j;
+                    finish(plan, &at);
+                }
+            }
+        }
+    }
+}
+
 static void F(step_forward)(const F(plan) *plan, const F(part) *part, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t rows) {
+    const REAL *h = F(h_slot)(plan->p, plan, s);
     switch (plan->p->cell) {
-    case PYRNN_LSTM: F(lstm_step)(plan, part, s, offset, rows); break;
-    case PYRNN_GRU_AFTER: F(gru_after_step)(plan, part, s, offset, rows); break;
+    case PYRNN_LSTM: F(walk_step)(plan, part, s, offset, rows, 0, h, NULL, F(lstm_forward)); break;
+    case PYRNN_GRU_AFTER: F(walk_step)(plan, part, s, offset, rows, 0, h, plan->b_hn, F(gru_after_forward)); break;
     case PYRNN_GRU_BEFORE:
-        F(gru_before_gates)(plan, part, s, offset, rows);
+        F(walk_step)(plan, part, s, offset, rows, 0, h, NULL, F(gru_before_gates));
         F(wait_for_units)(plan, part->me);
-        F(gru_before_candidate)(plan, part, s, offset, rows);
+        F(walk_step)(plan, part, s, offset, rows, 1, plan->reset, NULL, F(gru_before_candidate));
         break;
-    default: F(rnn_step)(plan, part, s, offset, rows);
+    default: F(walk_step)(plan, part, s, offset, rows, 0, h, NULL, F(rnn_forward));
     }
 }
 
