@@ -102,7 +102,8 @@ class Backend(BasicOps):
 
     def has(self, op: str) -> bool:
         """Tell whether this backend has the op."""
-        return not getattr(getattr(type(self), f"{op}_forward", None), "is_missing", op not in self.claims)
+        method = getattr(self, f"{op}_forward", None)
+        return method is not None and not getattr(method, "is_missing", False)
 
     @classmethod
     def declare_op(cls, op: str) -> None:
@@ -183,7 +184,9 @@ def _load(name: str) -> Backend:
     except BackendUnavailableError:
         raise
     except ModuleNotFoundError as error:
-        raise BackendUnavailableError(name, str(error), f"pip install {error.name}") from error
+        raise BackendUnavailableError(
+            name, str(error), f"pip install {(error.name or '').partition('.')[0]}"
+        ) from error
     except Exception as error:
         raise BackendUnavailableError(name, f"{type(error).__name__}: {error}") from error
     if not isinstance(backend, Backend):

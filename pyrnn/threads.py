@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,6 +18,8 @@ from pathlib import Path
 _in_context: ContextVar[int | None] = ContextVar("pyrnn_num_threads", default=None)
 _in_process: int | None = None
 _forked = False
+# Set by the compiled core where it has OpenMP: what the runtime would start now, which threadpoolctl can limit.
+openmp_threads: Callable[[], int] | None = None
 
 
 def _check(n: int) -> int:
@@ -31,14 +33,36 @@ def _check(n: int) -> int:
 
 
 def set_num_threads(n: int | None) -> None:
-    """Set how many threads the kernels of this process may use; None goes back to the machine's own number."""
+    """Set how many threads the kernels of this process may use.
+
+    Parameters
+    ----------
+    n : int or None
+        At least 1. None goes back to the machine's own number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``n`` is no whole number, or below 1.
+    """
     global _in_process
     _in_process = None if n is None else _check(n)
 
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """Use ``n`` threads inside the ``with`` block, in this thread of the program (a ContextVar)."""
+    """Use ``n`` threads inside the ``with`` block, in this thread of the program (a ContextVar).
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``n`` is no whole number, or below 1.
+    """
     token = _in_context.set(_check(n))
     try:
         yield
@@ -46,34 +70,33 @@ def num_threads(n: int) -> Iterator[None]:
         _in_context.reset(token)
 
 
-def requested_threads() -> int | None:
-    """Return the number that the program asked for, or None where it asked for none; 1 in a forked child."""
-    if _forked:
-        return 1
-    return _in_context.get() or _in_process
-
-
 def get_num_threads() -> int:
     """Return the number of threads that a kernel called here and now may use."""
-    return requested_threads() or machine_threads()
+    if _forked:
+        return 1
+    return _in_context.get() or _in_process or machine_threads()
 
 
 def machine_threads() -> int:
-    """Return what the environment, the CPU affinity and the container's quota leave to this process."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if asked.isdigit() and int(asked) > 0:
-        count = int(asked)
+    """Return what OpenMP (or else its environment and the CPU affinity) and the container's quota leave to a call."""
+    count = openmp_threads() if openmp_threads else _environment_threads()
     return max(1, min(count, CPU_QUOTA or count))
 
 
-def _cpu_quota() -> int | None:
-    """Return the whole CPUs that this process's control group may use, or None where it has no quota."""
+def _environment_threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_quota(path: str = "/sys/fs/cgroup/cpu.max") -> int | None:
+    """Return the whole CPUs that this process's control group (version 2) may use; None where it has no quota."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path(path).read_text().split()
+        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):
         return None
-    return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
 
 
 CPU_QUOTA = _cpu_quota()

@@ -1,7 +1,8 @@
-"""Drawn calls of the recurrent ops: arrays of any layout, with a configuration."""
+"""Drawn calls of the recurrent ops, from their declarations: arrays of any layout, with a configuration."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 import pyrnn
+from pyrnn.ops.shapes import split_dimension
 
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 LAYOUTS = ("C", "time-major", "F", "every other", "backwards", "read-only")
 
 
@@ -55,12 +56,30 @@ class Call:
         return f"Call({self.op!r}, {shapes}, {self.config})"
 
 
+def shape_of(declared: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    """Return a declared shape in numbers: ``"B 4H"`` with H = 3 is (B, 12)."""
+    return tuple(times * sizes[symbol] for times, symbol in map(split_dimension, declared.split()))
+
+
+def plain(op: str, B: int, T: int, I: int, H: int, dtype: str = "float32", **config: Any) -> Call:
+    """Return a call with every array that the op may have."""
+    rng = np.random.default_rng(0)
+    sizes = {"B": B, "T": T, "I": I, "H": H}
+    scale = {"w_hh": 1 / math.sqrt(max(H, 1)), "w_ih": 1 / math.sqrt(max(I, 1))}
+    arrays = {
+        name: (rng.uniform(-1, 1, shape_of(shape, sizes)) * scale.get(name, 1.0)).astype(dtype)
+        for name, shape in pyrnn.ops.OPS[op].arrays.items()
+    }
+    if not config.get("reset_after", True):
+        arrays.pop("b_hn", None)
+    return Call(op, arrays, config, rng)
+
+
 @st.composite
 def calls(
     draw: Any,
     *,
     dtypes: tuple[str, ...] = ("float32", "float64"),
-    ops: tuple[str, ...] = ("rnn", "lstm", "gru"),
     batch: tuple[int, int] = (0, 9),
     time: tuple[int, int] = (0, 10),
     inputs: tuple[int, int] = (1, 40),
@@ -69,37 +88,27 @@ def calls(
     reverse: bool | None = None,
 ) -> Call:
     """Draw a call. Weights are small enough that errors do not grow from step to step: |W_hh| sums to < 1 a row."""
-    op = draw(st.sampled_from(ops))
+    op = pyrnn.ops.OPS[draw(st.sampled_from(["rnn", "lstm", "gru"]))]
     dtype = draw(st.sampled_from(dtypes))
-    B, T, I, H = (draw(st.integers(*bounds)) for bounds in (batch, time, inputs, hidden))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rows = GATES[op] * H
-
-    def uniform(*shape: int, bound: float = 1.0) -> np.ndarray:
-        array = rng.uniform(-bound, bound, shape).astype(dtype)
-        return laid_out(array, draw(st.sampled_from(LAYOUTS)))
-
-    config: dict[str, Any] = {"reverse": draw(st.booleans()) if reverse is None else reverse}
-    arrays = {
-        "x": uniform(B, T, I, bound=2.0),
-        "w_ih": uniform(rows, I, bound=2 / np.sqrt(I)),
-        "w_hh": uniform(rows, H, bound=1 / H),
+    sizes = {
+        name: draw(st.integers(*bounds)) for name, bounds in zip("BTIH", (batch, time, inputs, hidden), strict=True)
     }
-    if draw(st.booleans()):
-        arrays["b"] = uniform(rows)
-    if draw(st.booleans()):
-        arrays["h0"] = uniform(B, H)
-    if op == "rnn":
-        config["activation"] = draw(st.sampled_from(["tanh", "relu"]))
-    if op == "lstm" and draw(st.booleans()):
-        arrays["c0"] = uniform(B, H)
-    if op == "gru":
-        config["reset_after"] = draw(st.booleans())
-        if config["reset_after"] and draw(st.booleans()):
-            arrays["b_hn"] = uniform(H)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    config = {name: draw(st.sampled_from(option.domain)) for name, option in op.options.items() if option.domain}
+    if reverse is not None:
+        config["reverse"] = reverse
     if draw(st.booleans()) if ragged is None else ragged:
-        config["lengths"] = rng.integers(0, T + 1, B)
-    return Call(op, arrays, config, rng)
+        config["lengths"] = rng.integers(0, sizes["T"] + 1, sizes["B"])
+    bounds = {"x": 2.0, "w_ih": 2 / math.sqrt(sizes["I"]), "w_hh": 1 / sizes["H"]}
+    arrays = {}
+    for name, shape in op.arrays.items():
+        if name in op.required or draw(st.booleans()):
+            bound = bounds.get(name, 1.0)
+            array = rng.uniform(-bound, bound, shape_of(shape, sizes)).astype(dtype)
+            arrays[name] = laid_out(array, draw(st.sampled_from(LAYOUTS)))
+    if not config.get("reset_after", True):
+        arrays.pop("b_hn", None)
+    return Call(op.name, arrays, config, rng)
 
 
 def with_nan_pads(call: Call) -> np.ndarray:

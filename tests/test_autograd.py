@@ -461,3 +461,43 @@ def test_a_tensor_with_a_tape_is_not_copied_in_silence() -> None:
     assert type(twin) is Parameter and twin.requires_grad and twin.data.tolist() == [1, 1]
     with pytest.raises(TypeError, match=r"\.detach\(\) first"):
         copy.deepcopy(leaf * 2)
+
+
+def test_functions_take_arrays_too() -> None:
+    x = np.array([0.5, 2.0])
+    for name in ("exp", "log", "sqrt", "tanh", "sigmoid", "relu", "softplus", "abs", "negative"):
+        result = getattr(F, name)(x)
+        assert isinstance(result, Tensor) and not result.requires_grad
+        assert np.array_equal(result.data, getattr(F, name)(Tensor(x)).data)
+
+
+def test_the_zeroth_power_is_flat_at_zero_too() -> None:
+    x = Tensor(np.array([0.0, 3.0]), requires_grad=True)
+    (x**0).sum().backward()
+    assert np.array_equal(x.grad, [0.0, 0.0])
+
+
+def test_the_gradient_of_a_number_is_an_array_of_its_own() -> None:
+    x = Tensor(np.array(2.0), requires_grad=True)
+    (x * x + x).backward()
+    assert isinstance(x.grad, np.ndarray) and x.grad.shape == () and x.grad == 5
+    a, b = (Tensor(np.ones(2), requires_grad=True) for _ in range(2))
+    seed = np.ones(2)
+    (a + b).backward(seed)
+    assert not any(np.shares_memory(p, q) for p, q in ((a.grad, b.grad), (a.grad, seed), (b.grad, seed)))
+
+
+def test_writing_a_value_with_a_tape_is_refused() -> None:
+    target, value = Tensor(np.zeros(2)), Tensor(np.ones(1), requires_grad=True)
+    with pytest.raises(RuntimeError, match="the value needs a gradient, and writing it here would drop its tape"):
+        target[:1] = value
+    target[:1] = value.detach()
+    assert np.array_equal(target.data, [1, 0])
+
+
+def test_detach_reaches_into_tuples_lists_and_dicts() -> None:
+    leaf = Tensor(np.ones(1), requires_grad=True)
+    array = np.zeros(1)
+    cut = pyrnn.detach({"a": (leaf, [leaf * 2, array]), "b": 3})
+    assert not cut["a"][0].requires_grad and not cut["a"][1][0].requires_grad
+    assert cut["a"][1][1] is array and cut["b"] == 3 and isinstance(cut["a"], tuple)

@@ -75,6 +75,31 @@ def test_an_op_that_is_not_there() -> None:
     assert pyrnn.linear(X, W[0], backend=Recorder()).shape == (1, 2, 4), "the basic family has defaults"
 
 
+def test_what_a_backend_has_are_its_methods() -> None:
+    class Unclaimed(Recorder):
+        claims = {}
+
+    backend = Unclaimed()
+    assert backend.has("rnn") and backend.has("linear") and not backend.has("lstm") and not backend.has("nonsense")
+    with pyrnn.use_backend(backend, otherwise="cython"):
+        pyrnn.rnn(X, *W)
+    assert backend.calls == 1, "its own method comes before the fallback"
+
+
+def test_a_plugin_learns_the_compute_mode() -> None:
+    class Fast(Recorder):
+        compute_modes = ("tf32",)
+
+    assert registry.current_compute() is None
+    with pyrnn.use_backend(Fast(), compute="tf32"):
+        assert registry.current_compute() == "tf32"
+    with (
+        pytest.raises(ValueError, match=r"compute: backend 'recorder' takes None or 'tf32', got 'fp8'"),
+        pyrnn.use_backend(Fast(), compute="fp8"),
+    ):
+        pass
+
+
 def test_errors_of_the_choice() -> None:
     with pytest.raises(ValueError, match=r"backend: expected one of cython, reference.*, got 'nope'"):
         pyrnn.get_backend("nope")
@@ -179,7 +204,7 @@ def test_plugins_are_found_and_told_apart(tmp_path: Path) -> None:
     _plugin(tmp_path, "plug_good", {"good": "plug_good:Good", "cython": "plug_good:Good"}, good)
     _plugin(tmp_path, "plug_twin", {"twin": "plug_twin:A"}, "A = 1")
     _plugin(tmp_path, "plug_twin2", {"twin": "plug_twin2:A"}, "A = 1")
-    _plugin(tmp_path, "plug_lib", {"lib": "plug_lib:A"}, "import a_library_not_there")
+    _plugin(tmp_path, "plug_lib", {"lib": "plug_lib:A"}, "import a_library_not_there.inside")
     _plugin(
         tmp_path, "plug_bad", {"bad": "plug_bad:A", "odd": "plug_bad:B"}, "B = 1\nclass A:\n  def __init__(self): 1/0"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import LAYOUTS, laid_out
+from cases import LAYOUTS, laid_out, plain
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
@@ -142,6 +142,25 @@ def test_cross_entropy(backend: str, lead: tuple[int, ...], C: int, masked: bool
         assert np.array_equal(loss, poisoned)
         assert np.array_equal(pullback(cotangent).logits, pullback_poisoned(cotangent).logits)
         assert not pullback(cotangent).logits[~mask].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", sorted(pyrnn.ops.OPS))
+def test_a_pullback_gives_what_is_asked_for(name: str, backend: str) -> None:
+    call = plain(name, 2, 3, 4, 5) if name in ("rnn", "lstm", "gru") else None
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays, config = {
+        "linear": ({"x": x, "w": x}, {}),
+        "embedding": ({"weight": x}, {"indices": [0, 1, 1]}),
+        "cross_entropy": ({"logits": x}, {"targets": [0, 2]}),
+    }.get(name, ({"x": x}, {})) if call is None else (call.arrays, call.config)  # fmt: skip
+    outputs, pullback = pyrnn.vjp(getattr(pyrnn, name), **arrays, **config, backend=backend)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    nothing = pullback(outputs, [False] * len(pyrnn.ops.OPS[name].arrays))
+    assert all(grad is None for grad in nothing)
+    for array, grad in pullback([None] * len(outputs))._asdict().items():  # None stands for zero
+        assert (grad is None) == (array not in arrays)
+        assert grad is None or (grad.shape == arrays[array].shape and not grad.any())
 
 
 def test_errors_name_the_argument() -> None:

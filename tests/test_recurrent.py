@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import oracle
 import pytest
-from cases import GATES, Call, calls, with_nan_pads
+from cases import Call, calls, plain, with_nan_pads
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -205,12 +205,28 @@ def test_chunks_change_no_bit(call: Call, data: st.DataObject) -> None:
 @pytest.mark.parametrize("op", ["rnn", "lstm", "gru"])
 def test_long_sequences_cross_time_blocks(op: str, time: int) -> None:
     # Longer than a block of steps for any batch, so that blocks must hand over state, gradients and weight sums.
-    call = _plain(op, B=3, T=time, I=4, H=5, dtype="float64", lengths=np.array([time, 7, time - 1]))
+    call = plain(op, B=3, T=time, I=4, H=5, dtype="float64", lengths=np.array([time, 7, time - 1]))
     outputs, pullback = call.vjp("cython")
     expected, pullback_expected = call.vjp("reference")
     cotangents = call.cotangents(outputs)
     for a, b in zip([*outputs, *pullback(cotangents)], [*expected, *pullback_expected(cotangents)], strict=True):
         assert (a is None and b is None) or np.abs(a - b).max() < 1e-11
+
+
+# Products longer than a block of K, batches larger than a block of rows, several panels and a remainder in each.
+@pytest.mark.parametrize("sizes", [(70, 5, 300, 150), (40, 3, 129, 260), (300, 4, 20, 33), (2, 300, 140, 40)])
+@pytest.mark.parametrize("op", ["rnn", "lstm", "gru", "gru before"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_sizes_agree(op: str, sizes: tuple[int, int, int, int], dtype: str) -> None:
+    call = plain(op.split()[0], *sizes, dtype=dtype, **({"reset_after": False} if " " in op else {}))
+    outputs, pullback = call.vjp("cython")
+    expected, pullback_expected = call.vjp("reference", **widened(call))
+    cotangents = call.cotangents(outputs)
+    grads = pullback_expected([v.astype(np.float64) for v in cotangents])
+    for mine, theirs in zip([*outputs, *pullback(cotangents)], [*expected, *grads], strict=True):
+        if mine is not None:
+            # Of the size of the largest value: errors of a chain of K terms grow with its root, here well below 100.
+            assert np.abs(mine - theirs).max() <= 100 * EPS[dtype] * (1 + np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -236,7 +252,7 @@ def test_inputs_stay_and_inference_keeps_nothing(backend: str, call: Call) -> No
 @pytest.mark.parametrize("sizes", [(0, 3, 2, 4), (2, 0, 2, 4), (1, 1, 1, 1), (2, 3, 0, 4), (0, 0, 0, 1), (2, 3, 2, 0)])
 def test_degenerate_sizes(backend: str, op: str, sizes: tuple[int, int, int, int]) -> None:
     B, T, _, H = sizes
-    call = _plain(op, *sizes, dtype="float32")
+    call = plain(op, *sizes, dtype="float32")
     outputs, pullback = call.vjp(backend)
     assert outputs.y.shape == (B, T, H) and outputs.h_n.shape == (B, H)
     if T == 0:
@@ -247,7 +263,7 @@ def test_degenerate_sizes(backend: str, op: str, sizes: tuple[int, int, int, int
 
 
 def test_unaligned_and_foreign_strides() -> None:
-    call = _plain("lstm", 3, 4, 5, 6, dtype="float32")
+    call = plain("lstm", 3, 4, 5, 6, dtype="float32")
     expected = call.run()
     shifted = {}
     for name, array in call.arrays.items():
@@ -262,7 +278,7 @@ def test_unaligned_and_foreign_strides() -> None:
 
 
 def test_denormals_and_infinities_pass() -> None:
-    call = _plain("lstm", 2, 3, 4, 5, dtype="float32")
+    call = plain("lstm", 2, 3, 4, 5, dtype="float32")
     call.arrays["x"][0, 0] = 1e-41
     call.arrays["x"][1, 1] = np.inf
     outputs = call.run()
@@ -275,15 +291,6 @@ def test_denormals_and_infinities_pass() -> None:
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
-
-
-def _plain(op: str, B: int, T: int, I: int, H: int, dtype: str = "float32", **config: object) -> Call:
-    rng = np.random.default_rng(0)
-    rows = GATES[op] * H
-    shapes = {"x": (B, T, I), "w_ih": (rows, I), "w_hh": (rows, H), "b": (rows,), "h0": (B, H)}
-    shapes |= {"lstm": {"c0": (B, H)}, "gru": {"b_hn": (H,)}}.get(op, {})
-    arrays = {name: (rng.standard_normal(shape) / 2).astype(dtype) for name, shape in shapes.items()}
-    return Call(op, arrays, dict(config), rng)
 
 
 SHAPE_ERRORS = [
@@ -302,7 +309,7 @@ SHAPE_ERRORS = [
 @pytest.mark.parametrize(("op", "name", "shape", "message"), SHAPE_ERRORS)
 def test_a_wrong_shape_is_named(op: str, name: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _plain(op, 2, 3, 5, 6).run(**{name: np.zeros(shape, np.float32)})
+        plain(op, 2, 3, 5, 6).run(**{name: np.zeros(shape, np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -319,7 +326,7 @@ def test_a_wrong_shape_is_named(op: str, name: str, shape: tuple[int, ...], mess
 )
 def test_a_wrong_kind_of_array_is_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        _plain("lstm", 2, 3, 5, 6).run(**change)
+        plain("lstm", 2, 3, 5, 6).run(**change)
 
 
 @pytest.mark.parametrize(
@@ -335,24 +342,32 @@ def test_a_wrong_kind_of_array_is_named(change: dict[str, object], message: str)
 )
 def test_wrong_lengths_are_named(lengths: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        _plain("lstm", 2, 3, 5, 6, lengths=lengths).run()
+        plain("lstm", 2, 3, 5, 6, lengths=lengths).run()
 
 
 def test_wrong_options_are_named() -> None:
     with pytest.raises(ValueError, match=r"activation: expected one of 'tanh', 'relu', got 'gelu'"):
-        _plain("rnn", 2, 3, 5, 6, activation="gelu").run()
+        plain("rnn", 2, 3, 5, 6, activation="gelu").run()
     with pytest.raises(TypeError, match=r"reverse: expected True or False, got 1"):
-        _plain("rnn", 2, 3, 5, 6, reverse=1).run()
+        plain("rnn", 2, 3, 5, 6, reverse=1).run()
     with pytest.raises(ValueError, match=r"b_hn: expected None with reset_after=False, got an array"):
-        _plain("gru", 2, 3, 5, 6, reset_after=False).run()
-    with pytest.raises(TypeError, match=r"lstm: expected options among lengths, reverse, got 'mask'"):
-        _plain("lstm", 2, 3, 5, 6, mask=None).vjp()
+        plain("gru", 2, 3, 5, 6, reset_after=False).run(b_hn=np.zeros(6, np.float32))
+    with pytest.raises(TypeError, match=r"lstm: expected an option among lengths, reverse, got 'mask'"):
+        plain("lstm", 2, 3, 5, 6, mask=None).vjp()
     with pytest.raises(TypeError, match=r"op: expected one of pyrnn's ops \(.*lstm.*\), got <built-in function len>"):
         pyrnn.vjp(len)
+    with pytest.raises(TypeError, match=r"op: expected one of pyrnn's ops .* got <function cross_entropy"):
+        pyrnn.vjp(pyrnn.nn.cross_entropy)  # of the same name, and another function
+    with pytest.raises(
+        TypeError, match=r"x: expected an array, since vjp is below the tape, got a Tensor; pass its .data"
+    ):
+        pyrnn.vjp(pyrnn.linear, pyrnn.Tensor(np.ones((1, 1))), np.ones((1, 1)))
+    with pytest.raises(TypeError, match=r"linear: expected no options, got 'mask'"):
+        pyrnn.vjp(pyrnn.linear, np.ones((1, 1)), np.ones((1, 1)), mask=None)
 
 
 def test_wrong_cotangents_are_named() -> None:
-    outputs, pullback = _plain("rnn", 2, 3, 5, 6).vjp()
+    outputs, pullback = plain("rnn", 2, 3, 5, 6).vjp()
     with pytest.raises(ValueError, match=r"grad_outputs: expected 2 arrays, got 1"):
         pullback([outputs.y])
     with pytest.raises(ValueError, match=r"gradient of h_n: expected shape \(2, 6\), got \(2, 5\)"):

@@ -67,12 +67,18 @@ cdef int raise_pending() except -1:
     return -1
 
 
+def openmp_threads():
+    """Return how many threads OpenMP would start now."""
+    return pyrnn_openmp_threads()
+
+
+if pyrnn_openmp():
+    _threads.openmp_threads = openmp_threads
+
+
 cdef int threads() except -1:
-    """Return how many threads a kernel may use: what was asked for, or OpenMP's own number within the quota."""
-    requested = _threads.requested_threads()
-    if requested is not None:
-        return requested
-    return min(pyrnn_openmp_threads(), _threads.CPU_QUOTA or pyrnn_openmp_threads())
+    """Return how many threads a kernel may use."""
+    return _threads.get_num_threads()
 
 
 cdef int is_double(object array) except -1:

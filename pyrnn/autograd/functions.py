@@ -96,7 +96,9 @@ def power(a: Any, b: Any) -> Tensor:
     result = x**y
 
     def pull_base(g: Any) -> Any:
-        return g * y * x ** (y - 1)
+        xp = namespace(result)
+        # x^0 is flat, at x = 0 too, where y · x^(y - 1) is 0 · inf.
+        return g * y * xp.where(y == 0, 1.0, x).astype(result.dtype) ** (y - 1)
 
     def pull_exponent(g: Any) -> Any:
         xp = namespace(result)
@@ -108,7 +110,7 @@ def power(a: Any, b: Any) -> Tensor:
 
 def negative(a: Tensor) -> Tensor:
     """Return -a."""
-    return _apply("negative", -a.data, (a, lambda g: -g))
+    return _apply("negative", -_values(a)[0], (a, lambda g: -g))
 
 
 def matmul(a: Any, b: Any) -> Tensor:
@@ -137,38 +139,41 @@ def matmul(a: Any, b: Any) -> Tensor:
 
 def abs(a: Tensor) -> Tensor:
     """Return |a|; the gradient at 0 is 0."""
-    x = a.data
+    (x,) = _values(a)
     xp = namespace(x)
     return _apply("abs", xp.abs(x), (a, lambda g: g * xp.sign(x)))
 
 
 def exp(a: Tensor) -> Tensor:
     """Return e to the power of a."""
-    y = namespace(a.data).exp(a.data)
+    (x,) = _values(a)
+    y = namespace(x).exp(x)
     return _apply("exp", y, (a, lambda g: g * y))
 
 
 def log(a: Tensor) -> Tensor:
     """Return the natural logarithm."""
-    x = a.data
+    (x,) = _values(a)
     return _apply("log", namespace(x).log(x), (a, lambda g: g / x))
 
 
 def sqrt(a: Tensor) -> Tensor:
     """Return the square root."""
-    y = namespace(a.data).sqrt(a.data)
+    (x,) = _values(a)
+    y = namespace(x).sqrt(x)
     return _apply("sqrt", y, (a, lambda g: g / (2 * y)))
 
 
 def tanh(a: Tensor) -> Tensor:
     """Return the hyperbolic tangent."""
-    y = namespace(a.data).tanh(a.data)
+    (x,) = _values(a)
+    y = namespace(x).tanh(x)
     return _apply("tanh", y, (a, lambda g: g * (1 - y * y)))
 
 
 def sigmoid(a: Tensor) -> Tensor:
     """Return 1 / (1 + e^-a), its relative error small for very negative a too."""
-    x = a.data
+    (x,) = _values(a)
     xp = namespace(x)
     small = xp.exp(-xp.abs(x))
     y = xp.where(x >= 0, 1, small) / (1 + small)
@@ -177,13 +182,13 @@ def sigmoid(a: Tensor) -> Tensor:
 
 def relu(a: Tensor) -> Tensor:
     """Return a, or 0 where it is negative; the gradient at 0 is 0."""
-    x = a.data
+    (x,) = _values(a)
     return _apply("relu", namespace(x).maximum(x, 0), (a, lambda g: g * (x > 0)))
 
 
 def softplus(a: Tensor) -> Tensor:
     """Return log(1 + e^a) without overflow."""
-    x = a.data
+    (x,) = _values(a)
     xp = namespace(x)
     small = xp.exp(-xp.abs(x))
     rise = xp.where(x >= 0, 1, small) / (1 + small)
@@ -215,7 +220,7 @@ def _larger(name: str, result: Any, a: Any, b: Any, x: Any, y: Any) -> Tensor:
 
 def clip(a: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """Return a held between two numbers; outside of them the gradient is 0."""
-    x = a.data
+    (x,) = _values(a)
     y = namespace(x).clip(x, low, high)
     return _apply("clip", y, (a, lambda g: g * (x == y)))
 
@@ -246,13 +251,13 @@ def _spread(g: Any, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Any:
 
 def sum(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Add up over the axes, all by default."""
-    x = a.data
+    (x,) = _values(a)
     return _apply("sum", x.sum(axis=axis, keepdims=keepdims), (a, lambda g: _spread(g, x.shape, axis, keepdims)))
 
 
 def mean(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
     """Average over the axes, all by default."""
-    x = a.data
+    (x,) = _values(a)
     y = x.mean(axis=axis, keepdims=keepdims)
     share = y.size / x.size if x.size else 0.0
     return _apply("mean", y, (a, lambda g: _spread(g * x.dtype.type(share), x.shape, axis, keepdims)))
@@ -269,7 +274,7 @@ def min(a: Tensor, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 
 def _extreme(name: str, a: Tensor, axis: Any, keepdims: bool) -> Tensor:
-    x = a.data
+    (x,) = _values(a)
     kept = getattr(x, name)(axis=axis, keepdims=True)
     chosen = x == kept
 
@@ -285,7 +290,7 @@ def _extreme(name: str, a: Tensor, axis: Any, keepdims: bool) -> Tensor:
 
 def getitem(a: Tensor, index: Any) -> Tensor:
     """Return a[index], by numpy's rules."""
-    x = a.data
+    (x,) = _values(a)
     result = x[index]
     xp = namespace(x)
     parts = index if isinstance(index, tuple) else (index,)
@@ -304,36 +309,42 @@ def getitem(a: Tensor, index: Any) -> Tensor:
 
 def reshape(a: Tensor, shape: Any) -> Tensor:
     """Return the elements in another shape."""
-    x = a.data
+    (x,) = _values(a)
     return _apply("reshape", x.reshape(shape), (a, lambda g: g.reshape(x.shape)), view_of=a)
 
 
 def transpose(a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """Return the axes in another order; reversed by default."""
     back = None if axes is None else [int(i) for i in np.argsort([axis % a.ndim for axis in axes])]
-    return _apply("transpose", a.data.transpose(axes), (a, lambda g: g.transpose(back)), view_of=a)
+    return _apply("transpose", _values(a)[0].transpose(axes), (a, lambda g: g.transpose(back)), view_of=a)
 
 
 def swapaxes(a: Tensor, first: int, second: int) -> Tensor:
     """Return the Tensor with two axes exchanged."""
-    return _apply("swapaxes", a.data.swapaxes(first, second), (a, lambda g: g.swapaxes(first, second)), view_of=a)
+    return _apply(
+        "swapaxes", _values(a)[0].swapaxes(first, second), (a, lambda g: g.swapaxes(first, second)), view_of=a
+    )
 
 
 def expand_dims(a: Tensor, axis: int) -> Tensor:
     """Return the Tensor with a new axis of length 1."""
-    xp = namespace(a.data)
-    return _apply("expand_dims", xp.expand_dims(a.data, axis), (a, lambda g: g.squeeze(axis)), view_of=a)
+    (x,) = _values(a)
+    xp = namespace(x)
+    return _apply("expand_dims", xp.expand_dims(x, axis), (a, lambda g: g.squeeze(axis)), view_of=a)
 
 
 def squeeze(a: Tensor, axis: int) -> Tensor:
     """Return the Tensor without an axis of length 1."""
-    xp = namespace(a.data)
-    return _apply("squeeze", a.data.squeeze(axis), (a, lambda g: xp.expand_dims(g, axis)), view_of=a)
+    (x,) = _values(a)
+    xp = namespace(x)
+    return _apply("squeeze", x.squeeze(axis), (a, lambda g: xp.expand_dims(g, axis)), view_of=a)
 
 
 def broadcast_to(a: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the Tensor stretched to a shape."""
-    return _apply("broadcast_to", namespace(a.data).broadcast_to(a.data, shape), (a, lambda g: g), view_of=a)
+    return _apply(
+        "broadcast_to", namespace(_values(a)[0]).broadcast_to(_values(a)[0], shape), (a, lambda g: g), view_of=a
+    )
 
 
 def concatenate(parts: Sequence[Any], axis: int = 0) -> Tensor:

@@ -113,8 +113,7 @@ def walk(root: Tensor, grad: Any, retain_graph: bool) -> None:
         if not retain_graph:
             node.free()
     for tensor, gradient in leaves.values():
-        # A copy where it is kept: pullbacks may give one array to several inputs.
-        tensor.grad = gradient.copy() if tensor.grad is None else tensor.grad + gradient
+        tensor.accumulate(gradient)
 
 
 def _reachable(root: Tensor) -> list[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,11 @@ class Tensor:
                 raise ValueError(f"grad: expected {self.dtype} of shape {self.shape}, got {came}")
         walk(self, grad, retain_graph)
 
+    def accumulate(self, gradient: Any) -> None:
+        """Add to `grad`; what is kept there is an array of its own, since pullbacks may give one to several."""
+        total = gradient if self.grad is None else self.grad + gradient
+        self.grad = namespace(self._array).array(total)
+
     def detach(self) -> Tensor:
         """Return a Tensor on the same memory, cut off the tape."""
         result = Tensor(self._array)
@@ -219,6 +224,10 @@ class Tensor:
         if self.requires_grad and is_recording():
             raise RuntimeError(
                 "this Tensor needs a gradient and can't be written to on the tape; write under pyrnn.no_grad()"
+            )
+        if isinstance(value, Tensor) and value.requires_grad and is_recording():
+            raise RuntimeError(
+                "the value needs a gradient, and writing it here would drop its tape; use .detach() first"
             )
         self.write()[index] = _value(value)
 
@@ -318,20 +327,35 @@ def record(
     return tensors
 
 
+def _map(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply a function to every Tensor of nested tuples, lists and dicts."""
+    if isinstance(tree, dict):
+        return {key: _map(function, part) for key, part in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        parts = [_map(function, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return function(tree) if isinstance(tree, Tensor) else tree
+
+
 def detach(state: Any) -> Any:
-    """Cut a state off its tape: the same nested tuple with every Tensor detached (truncated BPTT)."""
-    if isinstance(state, tuple):
-        parts = [detach(part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state.detach() if isinstance(state, Tensor) else state
+    """Cut a state off its tape, as truncated back-propagation through time does between chunks.
+
+    Parameters
+    ----------
+    state
+        Nested tuples (lists, dicts) of Tensors and arrays.
+
+    Returns
+    -------
+    state
+        The same with every Tensor detached; the numbers are shared, not copied.
+    """
+    return _map(Tensor.detach, state)
 
 
 def to_arrays(state: Any) -> Any:
-    """Return the same nested tuple with the array in place of every Tensor, its tape dropped."""
-    if isinstance(state, tuple):
-        parts = [to_arrays(part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state._array if isinstance(state, Tensor) else state
+    """Return the same nested tuples, lists and dicts with the array in place of every Tensor, its tape dropped."""
+    return _map(lambda tensor: tensor._array, state)
 
 
 from . import functions  # noqa: E402  (they are written in terms of Tensor)

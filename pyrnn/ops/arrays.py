@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import Tensor
 from ..backend import Backend
 
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
@@ -28,6 +29,8 @@ def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
         It is no array of this backend, or of another dtype; the message says what to do.
     """
     kind = type(value)
+    if issubclass(kind, Tensor):
+        raise TypeError(f"{name}: expected an array, since vjp is below the tape, got a Tensor; pass its .data")
     if not issubclass(kind, backend.array_type) or issubclass(kind, (np.ma.MaskedArray, np.matrix)):
         package = kind.__module__.partition(".")[0]
         wanted = f"{backend.array_type.__module__}.{backend.array_type.__name__}"

@@ -41,22 +41,32 @@ CROSS_ENTROPY = Op(
 )
 
 
+@LINEAR.public
 def linear(x: Any, w: Any, b: Any = None, *, backend: str | Backend | None = None) -> Any:
     """Map features linearly: y = x Wᵀ + b.
 
     Parameters
     ----------
     x : array or Tensor, shape (..., I)
+        float32 or float64, like all arrays of the call.
     w : shape (O, I)
     b : shape (O,), optional
+    backend : str, optional
+        The backend of this call alone.
 
     Returns
     -------
     y : shape (..., O)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype or shape; the message names it.
     """
     return LINEAR(x, w, b, backend=backend)
 
 
+@LAYER_NORM.public
 def layer_norm(
     x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, backend: str | Backend | None = None
 ) -> Any:
@@ -68,10 +78,17 @@ def layer_norm(
     weight, bias : shape (F,), optional
     eps : float
         Added to the variance.
+    backend : str, optional
+        The backend of this call alone.
 
     Returns
     -------
     y : shape (..., F)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype or shape; the message names it.
 
     References
     ----------
@@ -80,6 +97,7 @@ def layer_norm(
     return LAYER_NORM(x, weight, bias, eps=eps, backend=backend)
 
 
+@SOFTMAX.public
 def softmax(x: Any, *, axis: int = -1, backend: str | Backend | None = None) -> Any:
     """Turn scores into weights that sum to 1 along an axis.
 
@@ -87,14 +105,22 @@ def softmax(x: Any, *, axis: int = -1, backend: str | Backend | None = None) -> 
     ----------
     x : array or Tensor, shape (..., F)
     axis : int
+    backend : str, optional
+        The backend of this call alone.
 
     Returns
     -------
     y : shape (..., F)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype, shape or range; the message names it.
     """
     return SOFTMAX(x, axis=axis, backend=backend)
 
 
+@EMBEDDING.public
 def embedding(weight: Any, *, indices: Any, backend: str | Backend | None = None) -> Any:
     """Look rows of a table up.
 
@@ -102,14 +128,22 @@ def embedding(weight: Any, *, indices: Any, backend: str | Backend | None = None
     ----------
     weight : array or Tensor, shape (V, D)
     indices : integers of any shape (...), from 0 to V - 1
+    backend : str, optional
+        The backend of this call alone.
 
     Returns
     -------
     y : shape (..., D)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype, shape or range; the message names it.
     """
     return EMBEDDING(weight, indices=indices, backend=backend)
 
 
+@CROSS_ENTROPY.public
 def cross_entropy(logits: Any, *, targets: Any, mask: Any = None, backend: str | Backend | None = None) -> Any:
     """Give each element's -log softmax(logits)[target].
 
@@ -119,10 +153,17 @@ def cross_entropy(logits: Any, *, targets: Any, mask: Any = None, backend: str |
     targets : integers, shape (...), from 0 to C - 1
     mask : booleans, shape (...), optional
         False where an element does not count: its loss and gradient are 0, whatever it holds.
+    backend : str, optional
+        The backend of this call alone.
 
     Returns
     -------
     loss : shape (...)
         In nats.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype, shape or range; the message names it.
     """
     return CROSS_ENTROPY(logits, targets=targets, mask=mask, backend=backend)

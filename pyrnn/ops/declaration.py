@@ -1,14 +1,14 @@
 """What an op is, said once.
 
 An `Op` names its arrays with their symbolic shapes, its outputs and its options. From this one declaration come
-the checks and their messages, the dispatch to a backend, the tape, `vjp`, and the tests' strategies.
+the checks and their messages, the dispatch to a backend, the tape, `vjp`, and what the tests draw.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ..autograd import Tensor, is_recording, record
 from ..backend import Backend, choose
@@ -17,6 +17,7 @@ from .options import Option
 from .shapes import Sizes, describe, match_shape
 
 OPS: dict[str, Op] = {}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _record(name: str, fields: Iterable[str]) -> Any:
@@ -58,12 +59,18 @@ class Op:
         self.outputs = dict(outputs)
         self.options = dict(options or {})
         self.rule = rule
+        self.function: Callable[..., Any] | None = None
         self.Arrays = _record(f"{name}_arrays", self.arrays)
         self.Outputs = _record(f"{name}_outputs", self.outputs)
         self.Config = _record(f"{name}_config", self.options)
         self._forward, self._backward = f"{name}_forward", f"{name}_backward"
         Backend.declare_op(name)
         OPS[name] = self
+
+    def public(self, function: Function) -> Function:
+        """Decorate the op's public function: `pyrnn.vjp` knows the op by it."""
+        self.function = function
+        return function
 
     def __call__(self, *values: Any, backend: str | Backend | None = None, **config: Any) -> Any:
         """Run the op on arrays, or on Tensors: then with a tape, where one of them needs a gradient."""
@@ -104,6 +111,9 @@ class Op:
                 if len(needs) != len(present):
                     raise ValueError(f"needs: expected {len(present)} booleans, got {len(needs)}")
                 wanted = self.Arrays(*(bool(n) and p for n, p in zip(needs, present, strict=True)))
+            if not any(wanted) or all(grad is None for grad in grads):
+                zeros_like = chosen.xp.zeros_like
+                return self.Arrays(*(zeros_like(a) if want else None for a, want in zip(arrays, wanted, strict=True)))
             return getattr(chosen, self._backward)(saved, grads, needs=wanted)
 
         return self._public(outputs), pullback
@@ -139,7 +149,8 @@ class Op:
             if name in self.arrays:
                 given[name] = config.pop(name)
             elif name not in self.options:
-                raise TypeError(f"{self.name}: expected options among {', '.join(self.options)}, got {name!r}")
+                known = f"an option among {', '.join(self.options)}" if self.options else "no options"
+                raise TypeError(f"{self.name}: expected {known}, got {name!r}")
         return given
 
     def _check_gradients(self, grad_outputs: Any, outputs: Any, backend: Backend) -> Any:
@@ -184,6 +195,6 @@ def vjp(op: Callable[..., Any], *arrays: Any, **config: Any) -> tuple[Any, Calla
     Baydin, Pearlmutter, Radul, Siskind (2018), "Automatic Differentiation in Machine Learning: a Survey".
     """
     declared = OPS.get(getattr(op, "__name__", ""))
-    if declared is None:
+    if declared is None or declared.function is not op:
         raise TypeError(f"op: expected one of pyrnn's ops ({', '.join(sorted(OPS))}), got {op!r}")
     return declared.vjp(*arrays, **config)

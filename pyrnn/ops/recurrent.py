@@ -40,6 +40,7 @@ GRU = Op(
 )
 
 
+@RNN.public
 def rnn(
     x: Any,
     w_ih: Any,
@@ -95,6 +96,7 @@ def rnn(
     return RNN(x, w_ih, w_hh, b, h0, activation=activation, lengths=lengths, reverse=reverse, backend=backend)
 
 
+@LSTM.public
 def lstm(
     x: Any,
     w_ih: Any,
@@ -154,6 +156,7 @@ def lstm(
     return LSTM(x, w_ih, w_hh, b, h0, c0, lengths=lengths, reverse=reverse, backend=backend)
 
 
+@GRU.public
 def gru(
     x: Any,
     w_ih: Any,

@@ -9,13 +9,18 @@
 #if defined(__x86_64__)
 extern const pyrnn_kernels pyrnn_kernels_v2, pyrnn_kernels_v3, pyrnn_kernels_v4;
 
-static int has_v2(void) { return __builtin_cpu_supports("sse4.2"); }
-static int has_v3(void) { return has_v2() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#define HAS(feature) (__builtin_cpu_supports(feature) != 0)
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+static int has_v2(void) { return HAS("x86-64-v2"); }
+static int has_v3(void) { return HAS("x86-64-v3"); }
+static int has_v4(void) { return HAS("x86-64-v4"); }
+#else /* which know no levels here: the features by which the levels' CPUs are told apart */
+static int has_v2(void) { return HAS("sse4.2") && HAS("popcnt"); }
+static int has_v3(void) { return has_v2() && HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2"); }
 static int has_v4(void) {
-    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+    return has_v3() && HAS("avx512f") && HAS("avx512bw") && HAS("avx512cd") && HAS("avx512dq") && HAS("avx512vl");
 }
+#endif
 
 static const struct { const pyrnn_kernels *table; int (*present)(void); } LADDER[] = {
     {&pyrnn_kernels_v4, has_v4}, {&pyrnn_kernels_v3, has_v3}, {&pyrnn_kernels_v2, has_v2}};
