@@ -90,17 +90,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=pyrnn.get_num_threads())
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    ops, modes = arguments.ops.split(","), arguments.mode.split(",")
+    if not set(ops) <= set(GATES) or not set(modes) <= {"forward", "train"}:
+        parser.error(f"expected --ops among {','.join(GATES)} and --mode among forward,train")
+    shapes = [shape.split("x") for shape in arguments.shapes.split(",")]
+    if not all(len(shape) == 3 and all(size.isdigit() for size in shape) for shape in shapes):
+        parser.error(f"argument --shapes: expected BxTxH, comma-separated, got {arguments.shapes!r}")
     pyrnn.set_num_threads(arguments.threads)
     pyrnn.show_config()
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, {arguments.rounds} rounds\n")
     print("| op | mode | B×T×H | pyrnn ms | reference ÷ | torch ÷ |\n|---|---|---|---|---|---|")
-    for op in arguments.ops.split(","):
-        for mode in arguments.mode.split(","):
-            for shape in arguments.shapes.split(","):
-                B, T, H = map(int, shape.split("x"))
+    for op in ops:
+        for mode in modes:
+            for shape in shapes:
+                B, T, H = map(int, shape)
                 ms = measure(contenders(op, B, T, H, mode, arguments.threads), arguments.rounds)
                 ratios = [f"{ms[peer] / ms['pyrnn']:.2f}" if peer in ms else "–" for peer in ("reference", "torch")]
-                print(f"| {op} | {mode} | {shape} | {ms['pyrnn']:.3f} | {' | '.join(ratios)} |", flush=True)
+                print(f"| {op} | {mode} | {'x'.join(shape)} | {ms['pyrnn']:.3f} | {' | '.join(ratios)} |", flush=True)
 
 
 if __name__ == "__main__":

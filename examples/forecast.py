@@ -130,7 +130,7 @@ def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int) 
     steps = epochs * -(-x.shape[1] // CHUNK)
     schedule = optim.CosineAnnealingLR(optimizer, steps, warmup_steps=min(10, steps // 4))
     best, best_weights, best_epoch = np.inf, model.state_dict(), 0
-    with tqdm(range(1, epochs + 1), desc="training", unit="epoch", dynamic_ncols=True) as bar:
+    with tqdm(range(1, epochs + 1), desc="training", unit="epoch", dynamic_ncols=True, mininterval=0.5) as bar:
         for epoch in bar:
             model.train()
             state, losses, norms = None, [], []
@@ -184,10 +184,12 @@ def report(series: Series, task: Task, predicted: np.ndarray) -> None:
     print(f"{'':>16}" + "".join(f"{h:>8}" for h in HORIZONS))
     for name, errors in rows.items():
         print(f"{name:>16}" + "".join(f"{error:8.3f}" for error in errors))
-    beaten = all(
-        m < min(a, b) for m, a, b in zip(*(rows[n] for n in ("model", "seasonal naive", "drift")), strict=True)
+    model = rows.pop("model")
+    wins = {name: sum(ours < other for ours, other in zip(model, errors, strict=True)) for name, errors in rows.items()}
+    count = len(HORIZONS)
+    print(
+        "horizons at which the model is better: " + ", ".join(f"{name} {won} of {count}" for name, won in wins.items())
     )
-    print("the model beats seasonal naive and drift at " + ("every horizon" if beaten else "NOT every horizon"))
 
 
 def stream(model: nn.Sequential, inputs: np.ndarray) -> np.ndarray:

@@ -215,7 +215,8 @@ def get_backend(name: str | Backend) -> Backend:
     if backend is not None:
         return backend
     if name not in BUILT_IN and name not in _entry_points():
-        raise ValueError(f"backend: expected one of {', '.join(_names())}, got {name!r}")
+        source = "PYRNN_BACKEND" if name == os.environ.get("PYRNN_BACKEND") else "backend"
+        raise ValueError(f"{source}: expected one of {', '.join(_names())}, got {name!r}")
     with _lock:
         return _loaded.setdefault(name, _loaded.get(name) or _load(name))
 

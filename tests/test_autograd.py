@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -501,3 +502,15 @@ def test_detach_reaches_into_tuples_lists_and_dicts() -> None:
     cut = pyrnn.detach({"a": (leaf, [leaf * 2, array]), "b": 3})
     assert not cut["a"][0].requires_grad and not cut["a"][1][0].requires_grad
     assert cut["a"][1][1] is array and cut["b"] == 3 and isinstance(cut["a"], tuple)
+
+
+def test_outputs_and_gradients_can_be_pickled() -> None:
+    x, w = np.ones((1, 2, 3)), np.ones((3, 3))
+    outputs, pullback = pyrnn.vjp(pyrnn.rnn, x, w, w)
+    for value in (outputs, pullback(outputs)):
+        again = pickle.loads(pickle.dumps(value))
+        assert type(again) is type(value) and np.array_equal(again[0], value[0])
+
+
+def test_numbers_can_be_formatted() -> None:
+    assert f"{Tensor(np.array(1.25)):.1f}" == "1.2" and "Tensor" in f"{Tensor(np.ones(2))}"

@@ -838,6 +838,8 @@ def test_errors_name_the_argument() -> None:
         (ValueError, "state: expected a tuple of one entry per layer, 2 of them, got 1 of them",
          lambda: model(x, ((),))),
         (ValueError, r"state\[0\]: expected \(\) for a Linear", lambda: model(x, ((leaf,), (leaf, leaf)))),
+        (ValueError, r"state\[0\]: expected \(\) for a Linear, which has no state, got a ndarray",
+         lambda: model(x, (leaf, (leaf, leaf)))),
         (ValueError, r"x: expected shape \(..., I\) = \(2, 5, 3\), got \(2, 5, 4\)",
          lambda: model[0](np.zeros((2, 5, 4), np.float32))),
         (TypeError, "x: expected float32", lambda: model[0](np.zeros((2, 5, 3)))),
@@ -860,9 +862,46 @@ def test_errors_name_the_argument() -> None:
          lambda: nn.Sequential(nn.Tanh(), lambda x: x)),
         (ValueError, "eps: expected a positive finite number, got 0", lambda: nn.LayerNorm(3, eps=0)),
         (ValueError, "batch: expected at least 0, got -1", lambda: lstm.initial_state(-1)),
+        (ValueError, "std: expected a number, at least 0", lambda: nn.init.normal_(nn.Parameter(leaf), std=-1)),
         (NotImplementedError, "Module has no forward", lambda: nn.Module()(x)),
         (NotImplementedError, "SequenceLayer has no initial_state", lambda: nn.SequenceLayer().initial_state(1)),
     ]  # fmt: skip
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):
             call()
+
+
+def test_a_parameter_is_not_replaced_by_an_array() -> None:
+    layer = nn.Linear(3, 2)
+    with pytest.raises(
+        TypeError, match=r"weight: expected a Parameter, got numpy.ndarray; .* write to weight.write\(\)"
+    ):
+        layer.weight = np.zeros((2, 3), np.float32)
+    with pytest.raises(TypeError, match=r"weight: expected a Parameter, got pyrnn\.Tensor"):
+        layer.weight *= 0.5
+    layer.weight = nn.Parameter(np.zeros((2, 3), np.float32))
+    layer.bias = None
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
+def test_foreign_arrays_are_told_the_way() -> None:
+    class Tensor:
+        shape, dtype = (2, 3, 4), "torch.float32"
+
+    Tensor.__module__ = "torch"
+    message = r"got torch.Tensor; pass pyrnn.from_dlpack"
+    for call in (
+        lambda: nn.GRU(4, 5)(Tensor()),
+        lambda: nn.mse_loss(np.zeros(1), Tensor()),
+        lambda: pyrnn.Tensor(Tensor()),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_sequential_index() -> None:
+    model = nn.Sequential(nn.Tanh(), nn.ReLU())
+    assert isinstance(model[-1], nn.ReLU) and [type(layer) for layer in model] == [nn.Tanh, nn.ReLU]
+    for index in (2, -3, slice(1)):
+        with pytest.raises(IndexError, match="index: expected a whole number below 2"):
+            model[index]

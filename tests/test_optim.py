@@ -246,6 +246,49 @@ def test_load_state_dict_names_all_that_is_wrong_and_loads_nothing() -> None:
         optimizer.load_state_dict({**before, "lr": float("nan")})
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "error", "message"),
+    [
+        ("Adam", {"lr": 9, "0.step": None}, TypeError, "0.step: expected a whole number, got None"),
+        ("Adam", {"lr": 9, "0.step": -2.9}, TypeError, "0.step: expected a whole number, got -2.9"),
+        ("Adam", {"lr": 9, "0.step": -2}, ValueError, "0.step: expected at least 0, got -2"),
+        ("Adam", {"lr": 9, "beta1": 5.0}, ValueError, "beta1: expected a number, at least 0 and less than 1, got 5.0"),
+        ("Adam", {"lr": 9, "0.exp_avg_sq": np.zeros(2)}, ValueError, "0.exp_avg_sq: expected float32"),
+        ("SGD", {"lr": 9, "nesterov": 1}, TypeError, "nesterov: expected True or False, got 1"),
+        ("SGD", {"lr": 9, "nesterov": True, "momentum": 0.0}, ValueError, "nesterov: expected a momentum"),
+    ],
+)
+def test_a_state_dict_is_loaded_whole_or_not_at_all(kind: str, changes: Any, error: type, message: str) -> None:
+    parameter = Parameter(np.ones(2, np.float32))
+    optimizer = {"Adam": optim.Adam, "SGD": lambda p: optim.SGD(p, momentum=0.5)}[kind]([parameter])
+    before = optimizer.state_dict()
+    arrays = {name: value + 1 for name, value in before.items() if isinstance(value, np.ndarray)}
+    with pytest.raises(error, match=message):
+        optimizer.load_state_dict({**before, **arrays, **changes})
+    after = optimizer.state_dict()
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "error"),
+    [
+        (lambda o: optim.CosineAnnealingLR(o, 9), {"base_lr": 3.0, "warmup_steps": 9}, ValueError),
+        (lambda o: optim.CosineAnnealingLR(o, 9), {"base_lr": 3.0, "total_steps": 0}, ValueError),
+        (lambda o: optim.CosineAnnealingLR(o, 9), {"base_lr": 3.0, "last_step": 1.5}, TypeError),
+        (lambda o: optim.StepLR(o, 2), {"base_lr": 3.0, "step_size": 0}, ValueError),
+        (lambda o: optim.StepLR(o, 2), {"base_lr": 3.0, "gamma": 10.0, "last_step": 10**6}, OverflowError),
+    ],
+)
+def test_a_schedule_is_loaded_whole_or_not_at_all(make: Any, changes: Any, error: type) -> None:
+    optimizer = optim.SGD([Parameter(np.ones(2))], 0.5)
+    schedule = make(optimizer)
+    before = schedule.state_dict()
+    with pytest.raises(error):
+        schedule.load_state_dict({**before, **changes})
+    assert schedule.state_dict() == before
+    assert optimizer.lr == 0.5
+
+
 # --- clipping -------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +407,7 @@ def test_numbers_out_of_their_domain_are_named() -> None:
         (TypeError, "lr: expected a number, got '0.1'", lambda: optim.Adam(one, "0.1")),
         (ValueError, "momentum: .*got -0.1", lambda: optim.SGD(one, momentum=-0.1)),
         (ValueError, "nesterov: expected a momentum", lambda: optim.SGD(one, nesterov=True)),
-        (ValueError, r"betas\[1\]: expected a number, at least 0 and less than 1, got 1",
+        (ValueError, "beta2: expected a number, at least 0 and less than 1, got 1",
          lambda: optim.Adam(one, betas=(0.9, 1))),
         (ValueError, "betas: expected two numbers", lambda: optim.Adam(one, betas=(0.9,))),
         (ValueError, "eps: .*got -1", lambda: optim.Adam(one, eps=-1)),

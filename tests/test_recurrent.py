@@ -319,7 +319,7 @@ def test_a_wrong_shape_is_named(op: str, name: str, shape: tuple[int, ...], mess
         ({"x": np.zeros((2, 3, 5), np.int64)}, r"x: expected float32 or float64, got int64; cast with"),
         ({"x": np.zeros((2, 3, 5), ">f4")}, r"x: expected float32 or float64, got >f4; cast with"),
         ({"b": np.zeros(24)}, r"b: expected float32 like the arrays before it, got float64; cast with"),
-        ({"x": [[[0.0] * 5] * 3] * 2}, r"x: expected a numpy.ndarray or a pyrnn.Tensor .* got builtins.list; convert"),
+        ({"x": [[[0.0] * 5] * 3] * 2}, r"x: expected a numpy.ndarray or a pyrnn.Tensor .* got list; convert"),
         ({"x": np.ma.zeros((2, 3, 5), np.float32)}, r"x: expected a numpy.ndarray .* got numpy.MaskedArray"),
         ({"w_hh": None}, r"w_hh: expected an array of shape \(4H, H\) = \(24, 6\), got None"),
     ],

@@ -72,7 +72,8 @@ class Node:
         if self.pullback is None:
             raise RuntimeError(
                 f"backward: the tape of {self.name!r} was used and freed; "
-                "call backward(retain_graph=True) the first time, or run the forward again"
+                "a state that is carried on is to be cut off it with pyrnn.detach(state); to run backward twice, call "
+                "backward(retain_graph=True) the first time"
             )
         if any(version.count != count for version, count in self.stamps):
             raise RuntimeError(

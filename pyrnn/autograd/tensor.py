@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import refuse_foreign
 from .tape import Node, Pullback, Version, is_recording, walk
 
 FLOATS = ("float32", "float64")
@@ -40,6 +41,7 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             raise TypeError("data: expected an array, got a Tensor; use .detach() to cut it off its tape")
+        refuse_foreign("data", data)
         array = data if hasattr(data, "__array_namespace__") or hasattr(data, "dtype") else np.asarray(data)
         if isinstance(array, np.generic):
             array = np.asarray(array)
@@ -74,7 +76,8 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if self.requires_grad:
             raise TypeError(
-                "this Tensor needs a gradient, and an array would drop its tape; use .detach() first, or .data"
+                "this Tensor needs a gradient, and an array would drop its tape; use the functions of "
+                "pyrnn.autograd.functions (concatenate, where, ...), or .detach() first"
             )
         return np.array(self.data, dtype=dtype, copy=copy)
 
@@ -89,6 +92,9 @@ class Tensor:
 
     def __float__(self) -> float:
         return self.item()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __bool__(self) -> bool:
         return bool(self._array)

@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._checks import IntArray, check_int, check_lengths
+from .._checks import check_count, check_lengths
+from ._types import IntArray
 from .loader import Loader, Seed, count_batches, cut, draw_order
 
 
@@ -22,8 +23,8 @@ class _ByLength(Loader[IntArray]):
 
     def __init__(self, lengths: ArrayLike, *, num_buckets: int, shuffle: bool, rng: Seed) -> None:
         super().__init__(shuffle=shuffle, rng=rng)
-        self._lengths = check_lengths(lengths)
-        self._num_buckets = check_int("num_buckets", num_buckets, 1)
+        self._lengths = check_lengths("lengths", np.asarray(lengths))
+        self._num_buckets = check_count("num_buckets", num_buckets, 1)
 
     def _batch(self, index: IntArray) -> IntArray:
         return index
@@ -94,7 +95,7 @@ class Buckets(_ByLength):
         drop_last: bool = False,
     ) -> None:
         super().__init__(lengths, num_buckets=num_buckets, shuffle=shuffle, rng=rng)
-        self._batch_size = check_int("batch_size", batch_size, 1)
+        self._batch_size = check_count("batch_size", batch_size, 1)
         self._drop_last = bool(drop_last)
 
     def _plan(self, rng: np.random.Generator | None) -> list[IntArray]:
@@ -158,11 +159,11 @@ class TokenBatches(_ByLength):
         rng: Seed = None,
     ) -> None:
         super().__init__(lengths, num_buckets=num_buckets, shuffle=shuffle, rng=rng)
-        self._max_tokens = check_int("max_tokens", max_tokens, 1)
+        self._max_tokens = check_count("max_tokens", max_tokens, 1)
         longest = int(self._lengths.max(initial=0))
         if longest > self._max_tokens:
             raise ValueError(
-                f"max_tokens must be at least the longest length, got {max_tokens} where "
+                f"max_tokens: expected at least the longest length, got {max_tokens} where "
                 f"lengths[{int(self._lengths.argmax())}] = {longest}"
             )
 

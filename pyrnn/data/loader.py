@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._checks import Array, IntArray, check_int
+from .._checks import check_count
+from ._types import Array, IntArray
 
 Seed: TypeAlias = np.random.Generator | int | None
 BatchT = TypeVar("BatchT")
@@ -42,7 +43,7 @@ class Loader(ABC, Generic[BatchT]):
         try:
             generator = np.random.default_rng(rng)
         except (TypeError, ValueError) as error:
-            message = f"rng must be a numpy.random.Generator, an int >= 0 or None, got {rng!r}"
+            message = f"rng: expected a numpy.random.Generator, an int >= 0 or None, got {rng!r}"
             raise type(error)(message) from error
         self._shuffle = bool(shuffle)
         self._seed = int(generator.integers(2**63))
@@ -115,12 +116,13 @@ class Loader(ABC, Generic[BatchT]):
         """
         own = self.state_dict()
         if not isinstance(state, Mapping) or set(state) != set(own):
-            raise ValueError(f"state must be a mapping with the keys {list(own)}, got {state!r}")
+            raise ValueError(f"state: expected a mapping with the keys {list(own)}, got {state!r}")
         if state["settings"] != own["settings"]:
             raise ValueError(
-                f"state must be of a loader with the same data and settings {own['settings']}, got {state['settings']}"
+                f"state: expected that of a loader with the same data and settings {own['settings']}, "
+                f"got {state['settings']}"
             )
-        seed, epoch, position = (check_int(f"state[{key!r}]", state[key], 0) for key in ("seed", "epoch", "position"))
+        seed, epoch, position = (check_count(f"state[{key!r}]", state[key], 0) for key in ("seed", "epoch", "position"))
         self._seed = seed
         self._now = self._next = (epoch, position)
 
@@ -170,16 +172,16 @@ class Batches(Loader[tuple[Array, ...]]):
         super().__init__(shuffle=shuffle, rng=rng)
         self._arrays = tuple(np.asarray(array) for array in arrays)
         if not self._arrays:
-            raise ValueError("arrays must hold at least one array, got none")
+            raise ValueError("arrays: expected at least one, got none")
         for i, array in enumerate(self._arrays):
             if array.ndim == 0:
-                raise ValueError(f"arrays[{i}] must have the shape (examples, ...), got a scalar")
+                raise ValueError(f"arrays[{i}]: expected shape (examples, ...), got a scalar")
             if len(array) != len(self._arrays[0]):
                 raise ValueError(
-                    f"arrays must all have the same number of rows, got {len(self._arrays[0])} "
+                    f"arrays: expected the same number of rows in all, got {len(self._arrays[0])} "
                     f"in arrays[0] and {len(array)} in arrays[{i}]"
                 )
-        self._batch_size = check_int("batch_size", batch_size, 1)
+        self._batch_size = check_count("batch_size", batch_size, 1)
         self._drop_last = bool(drop_last)
 
     def _plan(self, rng: np.random.Generator | None) -> list[IntArray]:

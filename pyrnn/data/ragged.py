@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._checks import Array, IntArray, check_int, check_lengths
+from .._checks import check_count, check_lengths, valid_steps
+from ._types import Array, IntArray
 
 
 class Padded(NamedTuple):
@@ -89,20 +90,20 @@ def pad(sequences: Iterable[ArrayLike], *, value: complex = 0.0, length: int | N
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError(
-            "sequences must hold at least one sequence, got none: "
+            "sequences: expected at least one, got none: "
             "the dtype and the trailing shape of the result would be unknown"
         )
     for i, array in enumerate(arrays):
         if array.ndim == 0:
-            raise ValueError(f"sequences[{i}] must have the shape (time, ...), got a scalar")
+            raise ValueError(f"sequences[{i}]: expected shape (T, ...), got a scalar")
         if array.dtype != arrays[0].dtype:
             raise TypeError(
-                f"sequences must all have the same dtype, got {arrays[0].dtype} in sequences[0] "
+                f"sequences: expected the same dtype in all, got {arrays[0].dtype} in sequences[0] "
                 f"and {array.dtype} in sequences[{i}]; cast one with .astype()"
             )
         if array.shape[1:] != arrays[0].shape[1:]:
             raise ValueError(
-                f"sequences must all have the same shape after the time axis, got "
+                f"sequences: expected the same shape after the time axis in all, got "
                 f"{arrays[0].shape} in sequences[0] and {array.shape} in sequences[{i}]"
             )
     lengths = np.array([len(array) for array in arrays], dtype=np.int64)
@@ -161,7 +162,7 @@ def pack(data: ArrayLike, lengths: ArrayLike) -> Packed:
     array([1, 2, 3, 4])
     """
     data, lengths = _check_padded(data, lengths)
-    return Packed(data[_valid(lengths, data.shape[1])], lengths)
+    return Packed(data[valid_steps(lengths, data.shape[1])], lengths)
 
 
 def unpack(packed: Packed, *, value: complex = 0.0, length: int | None = None) -> Padded:
@@ -188,39 +189,33 @@ def unpack(packed: Packed, *, value: complex = 0.0, length: int | None = None) -
         `value` or `length` does not fit, as in `pad`.
     """
     steps_end_to_end = np.asarray(packed.data)
-    lengths = check_lengths(packed.lengths)
+    lengths = check_lengths("packed.lengths", np.asarray(packed.lengths))
     if steps_end_to_end.ndim == 0 or len(steps_end_to_end) != lengths.sum():
         raise ValueError(
-            f"packed.data must have the shape (lengths.sum(), ...) = ({lengths.sum()}, ...), "
-            f"got {steps_end_to_end.shape}"
+            f"packed.data: expected shape (lengths.sum(), ...) = ({lengths.sum()}, ...), got {steps_end_to_end.shape}"
         )
     steps = _time_steps(lengths, length, "packed")
     shape = (len(lengths), steps, *steps_end_to_end.shape[1:])
     data = _filled(shape, value, steps_end_to_end.dtype)
-    data[_valid(lengths, steps)] = steps_end_to_end
+    data[valid_steps(lengths, steps)] = steps_end_to_end
     return Padded(data, lengths)
-
-
-def _valid(lengths: IntArray, steps: int) -> Array:
-    """Mask of shape (batch, steps), True at the valid steps."""
-    return np.arange(steps) < lengths[:, None]
 
 
 def _check_padded(data: ArrayLike, lengths: ArrayLike) -> tuple[Array, IntArray]:
     data = np.asarray(data)
     if data.ndim < 2:
-        raise ValueError(f"data must have the shape (batch, time, ...), got {data.shape}")
-    return data, check_lengths(lengths, batch=data.shape[0], steps=data.shape[1])
+        raise ValueError(f"data: expected shape (B, T, ...), got {data.shape}")
+    return data, check_lengths("lengths", np.asarray(lengths), *data.shape[:2])
 
 
 def _time_steps(lengths: IntArray, length: int | None, name: str) -> int:
     longest = int(lengths.max(initial=0))
     if length is None:
         return longest
-    length = check_int("length", length, 0)
+    length = check_count("length", length, 0)
     if longest > length:
         raise ValueError(
-            f"length must be at least that of the longest sequence, got {length} where sequence "
+            f"length: expected at least that of the longest sequence, got {length} where sequence "
             f"{int(lengths.argmax())} of {name} has {longest} steps"
         )
     return length
@@ -229,13 +224,13 @@ def _time_steps(lengths: IntArray, length: int | None, name: str) -> int:
 def _filled(shape: tuple[int, ...], value: complex, dtype: np.dtype) -> Array:
     """An array full of `value`, which may be rounded to `dtype` but not altered beyond that."""
     if dtype.kind not in "biufc":
-        raise TypeError(f"sequences must have a numeric or bool dtype, got {dtype}")
+        raise TypeError(f"sequences: expected a numeric or bool dtype, got {dtype}")
     given = np.asarray(value)
     if given.ndim or given.dtype.kind not in ("biufc" if dtype.kind == "c" else "biuf"):
-        raise TypeError(f"value must be a scalar of the sequences' dtype {dtype}, got {value!r}")
+        raise TypeError(f"value: expected a scalar of the sequences' dtype {dtype}, got {value!r}")
     with np.errstate(all="ignore"):
         fill = given.astype(dtype)
     rounded = dtype.kind in "fc" and np.isfinite(fill) == np.isfinite(given)
     if not rounded and fill != given:
-        raise ValueError(f"value must be a value of the sequences' dtype {dtype}, got {value!r}")
+        raise ValueError(f"value: expected a value of the sequences' dtype {dtype}, got {value!r}")
     return np.full(shape, fill)

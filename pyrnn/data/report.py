@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._checks import check_lengths
+from .._checks import check_lengths, describe_array
 from .loader import Loader
 
 
@@ -68,7 +68,7 @@ def padding_report(lengths: ArrayLike, batches: Iterable[ArrayLike]) -> PaddingR
     >>> print(padding_report([3, 5, 5], [[0, 1], [2]]))
     2 batches, 13 valid steps, 2 padding steps, 86.7% full
     """
-    lengths = check_lengths(lengths)
+    lengths = check_lengths("lengths", np.asarray(lengths))
     if isinstance(batches, Loader):
         batches = copy.copy(batches)
     count = valid = total = 0
@@ -78,12 +78,11 @@ def padding_report(lengths: ArrayLike, batches: Iterable[ArrayLike]) -> PaddingR
             continue
         if index.ndim != 1 or index.dtype.kind not in "iu":
             raise TypeError(
-                f"batches[{count - 1}] must be integer indices of the shape (batch,), "
-                f"got dtype {index.dtype} and shape {index.shape}"
+                f"batches[{count - 1}]: expected integer indices of shape (B,), got {describe_array(index)}"
             )
         if index.min() < 0 or index.max() >= len(lengths):
             raise ValueError(
-                f"batches[{count - 1}] must hold indices of the {len(lengths)} lengths, "
+                f"batches[{count - 1}]: expected indices of the {len(lengths)} lengths, "
                 f"got {index.min()} to {index.max()}"
             )
         valid += int(lengths[index].sum())

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._checks import Array, check_int
+from .._checks import check_count
+from ._types import Array
 
 
 class Windows(NamedTuple):
@@ -67,13 +68,12 @@ def windows(series: ArrayLike, length: int, *, horizon: int = 0, stride: int = 1
            [5]])
     """
     series = np.asarray(series)
-    length = check_int("length", length, 1)
-    horizon = check_int("horizon", horizon, 0)
-    stride = check_int("stride", stride, 1)
+    length = check_count("length", length, 1)
+    horizon = check_count("horizon", horizon, 0)
+    stride = check_count("stride", stride, 1)
     if series.ndim == 0 or len(series) < length + horizon:
         raise ValueError(
-            f"series must have the shape (time, ...) with time at least length + horizon = "
-            f"{length + horizon}, got {series.shape}"
+            f"series: expected shape (T, ...) with T at least length + horizon = {length + horizon}, got {series.shape}"
         )
     views = np.lib.stride_tricks.sliding_window_view(series, length + horizon, axis=0)
     views = np.moveaxis(views, -1, 1)[::stride]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .._checks import describe_array
 from . import strict_json
 
 FORMAT = 1
@@ -75,7 +76,7 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.dtype} of shape {self.shape}"
+        return describe_array(self)
 
 
 class Header(NamedTuple):

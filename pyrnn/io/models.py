@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 from numpy.typing import NDArray
 
+from .._checks import compare_state, refuse_misfits
 from ..nn import Module
 from . import architecture as architectures
 from . import tree
@@ -134,24 +135,26 @@ def load(path: str | os.PathLike[str], model: Module | None = None) -> Module:
 
 def _compare(path: str | os.PathLike[str], model: Module, weights: dict[str, TensorInfo]) -> None:
     """Raise FileError if the arrays are not those of the model; so none is read in vain."""
-    wanted = _infos(dict(model.named_parameters()))
-    problems = [f"missing: {name}, {info}" for name, info in wanted.items() if name not in weights]
-    problems += [f"unexpected: {name}, {info}" for name, info in weights.items() if name not in wanted]
-    problems += [
-        f"{name}: expected {info}, got {weights[name]}"
-        for name, info in wanted.items()
-        if name in weights and weights[name] != info
-    ]
-    if problems:
-        raise FileError(
-            path, f"it does not fit {type(model).__name__}; nothing was loaded:\n  " + "\n  ".join(problems)
-        )
+    try:
+        refuse_misfits("state_dict", model, compare_state(weights, _infos(dict(model.named_parameters()))))
+    except ValueError as error:
+        raise FileError(path, str(error)) from None
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the `metadata` that `save` was given; ``{}`` if none.
 
     Only the metadata is read, however large the model.
+
+    Parameters
+    ----------
+    path
+        A file that `save` has written.
+
+    Returns
+    -------
+    dict
+        The values as they were given; arrays are new.
 
     Raises
     ------

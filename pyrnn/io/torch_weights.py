@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import describe_array, refuse_misfits
 from ..nn import GRU, LSTM, RNN, Module
 from .tree import to_host
 
@@ -81,11 +82,8 @@ def load_torch_state_dict(model: Module, mapping: Mapping[str, Any]) -> None:
         if problem:
             problems.append(f"{name}: {problem}")
         given[name] = array
-    problems += [f"missing: {name}, {_kind(array)}" for name, array in wanted.items() if name not in mapping]
-    if problems:
-        raise ValueError(
-            f"mapping: does not fit {type(model).__name__}; nothing was loaded:\n  " + "\n  ".join(problems)
-        )
+    problems += [f"missing: {name}, {describe_array(array)}" for name, array in wanted.items() if name not in mapping]
+    refuse_misfits("mapping", model, problems)
 
     for bias in biases:
         bias_ih, bias_hh = given.pop(bias.bias_ih), given.pop(bias.bias_hh)
@@ -102,6 +100,11 @@ def to_torch_state_dict(model: Module) -> dict[str, NDArray[Any]]:
 
     Of the two biases of a recurrent layer ``bias_ih`` has ours and ``bias_hh`` zeros, but for the GRU's
     candidate.
+
+    Parameters
+    ----------
+    model : Module
+        As in `load_torch_state_dict`.
 
     Returns
     -------
@@ -167,7 +170,7 @@ def _hint(name: str) -> str:
 
 def _misfit(wanted: Any, array: NDArray[Any]) -> str:
     if array.shape != wanted.shape:
-        return f"expected {_kind(wanted)}, got {_kind(array)}"
+        return f"expected {describe_array(wanted)}, got {describe_array(array)}"
     if array.dtype != wanted.dtype:
         fix = _cast(wanted.dtype)
         if array.dtype in ("float32", "float64"):
@@ -179,7 +182,3 @@ def _misfit(wanted: Any, array: NDArray[Any]) -> str:
 def _cast(dtype: Any) -> str:
     method = "float" if dtype == np.float32 else "double"
     return f"cast it with .{method}() in PyTorch or .astype(numpy.{dtype}) in NumPy"
-
-
-def _kind(array: Any) -> str:
-    return f"{array.dtype} of shape {tuple(array.shape)}"

@@ -1,4 +1,4 @@
-"""What layers ask of their arguments; each check names the argument that it refuses."""
+"""What layers alone ask of their arguments; the rest is in `pyrnn._checks`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import refuse_foreign
 from ..ops.arrays import FLOATS
 from ..ops.shapes import Sizes, describe, match_shape
-
-
-def check_size(name: str, value: Any, minimum: int = 1) -> int:
-    """Return a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
-    return int(value)
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Return True or False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return bool(value)
 
 
 def check_probability(name: str, value: Any) -> float:
@@ -32,13 +17,6 @@ def check_probability(name: str, value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: expected a probability from 0 to 1, got {value!r}")
     return number
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Return one of some words."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    return str(value)
 
 
 def check_dtype(value: Any) -> np.dtype[Any]:
@@ -54,6 +32,7 @@ def check_dtype(value: Any) -> np.dtype[Any]:
 
 def check_array(name: str, value: Any, shape: str, sizes: Sizes, dtype: Any = None) -> None:
     """Hold an array or Tensor against a symbolic shape and, unless it is None, a dtype."""
+    refuse_foreign(name, value)
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(
             f"{name}: expected an array or Tensor of shape {describe(shape, sizes)}, got {type(value).__name__}"

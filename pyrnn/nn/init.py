@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .._checks import check_number
 from ..autograd import Tensor
 from ..autograd.tensor import namespace
 
@@ -14,13 +15,48 @@ Seed = np.random.Generator | int | None
 
 
 def uniform_(parameter: T, a: float = 0.0, b: float = 1.0, *, rng: Seed = None) -> T:
-    """Fill with draws from the uniform distribution on [a, b)."""
+    """Fill with draws from the uniform distribution on [a, b).
+
+    Parameters
+    ----------
+    parameter : Parameter or Tensor
+        Written in place.
+    a, b : float
+    rng : numpy.random.Generator or int, optional
+        A generator or a seed.
+
+    Returns
+    -------
+    parameter
+        The same one.
+    """
     return _fill(parameter, np.random.default_rng(rng).uniform(a, b, parameter.shape))
 
 
 def normal_(parameter: T, mean: float = 0.0, std: float = 1.0, *, rng: Seed = None) -> T:
-    """Fill with draws from a normal distribution."""
-    return _fill(parameter, np.random.default_rng(rng).normal(mean, std, parameter.shape))
+    """Fill with draws from a normal distribution.
+
+    Parameters
+    ----------
+    parameter : Parameter or Tensor
+        Written in place.
+    mean : float
+    std : float
+        The standard deviation, at least 0.
+    rng : numpy.random.Generator or int, optional
+        A generator or a seed.
+
+    Returns
+    -------
+    parameter
+        The same one.
+
+    Raises
+    ------
+    ValueError
+        `std` is negative or not finite.
+    """
+    return _fill(parameter, np.random.default_rng(rng).normal(mean, check_number("std", std), parameter.shape))
 
 
 def orthogonal_(parameter: T, gain: float = 1.0, *, rng: Seed = None) -> T:
@@ -33,6 +69,11 @@ def orthogonal_(parameter: T, gain: float = 1.0, *, rng: Seed = None) -> T:
         Multiplies it.
     rng
         A generator or a seed.
+
+    Returns
+    -------
+    parameter
+        The same one.
 
     Raises
     ------
@@ -54,17 +95,51 @@ def orthogonal_(parameter: T, gain: float = 1.0, *, rng: Seed = None) -> T:
 
 
 def constant_(parameter: T, value: float) -> T:
-    """Fill with one number."""
+    """Fill with one number.
+
+    Parameters
+    ----------
+    parameter : Parameter or Tensor
+        Written in place.
+    value : float
+
+    Returns
+    -------
+    parameter
+        The same one.
+    """
     return _fill(parameter, np.full(parameter.shape, value))
 
 
 def zeros_(parameter: T) -> T:
-    """Fill with 0."""
+    """Fill with 0.
+
+    Parameters
+    ----------
+    parameter : Parameter or Tensor
+        Written in place.
+
+    Returns
+    -------
+    parameter
+        The same one.
+    """
     return constant_(parameter, 0.0)
 
 
 def ones_(parameter: T) -> T:
-    """Fill with 1."""
+    """Fill with 1.
+
+    Parameters
+    ----------
+    parameter : Parameter or Tensor
+        Written in place.
+
+    Returns
+    -------
+    parameter
+        The same one.
+    """
     return constant_(parameter, 1.0)
 
 

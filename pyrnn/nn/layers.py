@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from .._checks import check_count, check_flag, check_lengths, check_positive, valid_steps
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
 from ..ops import basic
-from ..ops.options import lengths as lengths_option
 from . import init
-from ._checks import check_array, check_dtype, check_flag, check_probability, check_size
+from ._checks import check_array, check_dtype, check_probability
 from .init import Seed
-from .module import Module, Parameter, SequenceLayer, registered
+from .module import Module, Parameter, SequenceLayer, Shapes, registered
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -41,6 +41,9 @@ class Linear(Module):
     bias : Parameter, shape (out_features,), or None
     """
 
+    weight: Parameter
+    bias: Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -50,8 +53,8 @@ class Linear(Module):
         dtype: Any = "float32",
         rng: Seed = None,
     ) -> None:
-        self.in_features = check_size("in_features", in_features)
-        self.out_features = check_size("out_features", out_features)
+        self.in_features = check_count("in_features", in_features)
+        self.out_features = check_count("out_features", out_features)
         kind = check_dtype(dtype)
         self.config = {
             "in_features": self.in_features,
@@ -59,13 +62,20 @@ class Linear(Module):
             "bias": check_flag("bias", bias),
             "dtype": str(kind),
         }
+        made = self._add_parameters(kind)
+        if not bias:
+            self.bias = None
         generator = np.random.default_rng(rng)
         bound = 1 / math.sqrt(in_features)
-        self.weight = Parameter(np.empty((out_features, in_features), kind))
-        init.uniform_(self.weight, -bound, bound, rng=generator)
-        self.bias = Parameter(np.empty(out_features, kind)) if bias else None
-        if self.bias is not None:
-            init.uniform_(self.bias, -bound, bound, rng=generator)
+        for parameter in made.values():
+            init.uniform_(parameter, -bound, bound, rng=generator)
+
+    @classmethod
+    def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:
+        """Go through the names and shapes of the parameters of a layer with this `config`."""
+        yield "weight", (config["out_features"], config["in_features"])
+        if config["bias"]:
+            yield "bias", (config["out_features"],)
 
     def forward(self, x: Any) -> Tensor:
         """Map ``x (..., in_features)`` to ``(..., out_features)``."""
@@ -93,17 +103,24 @@ class Embedding(Module):
     weight : Parameter, shape (num_embeddings, embedding_dim)
     """
 
+    weight: Parameter
+
     def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", rng: Seed = None) -> None:
-        self.num_embeddings = check_size("num_embeddings", num_embeddings)
-        self.embedding_dim = check_size("embedding_dim", embedding_dim)
+        self.num_embeddings = check_count("num_embeddings", num_embeddings)
+        self.embedding_dim = check_count("embedding_dim", embedding_dim)
         kind = check_dtype(dtype)
         self.config = {
             "num_embeddings": self.num_embeddings,
             "embedding_dim": self.embedding_dim,
             "dtype": str(kind),
         }
-        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), kind))
+        self._add_parameters(kind)
         init.normal_(self.weight, rng=rng)
+
+    @classmethod
+    def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:
+        """Go through the names and shapes of the parameters of a layer with this `config`."""
+        yield "weight", (config["num_embeddings"], config["embedding_dim"])
 
     def forward(self, indices: Any) -> Tensor:
         """Map integers of any shape ``(...)`` to vectors ``(..., embedding_dim)``."""
@@ -132,15 +149,23 @@ class LayerNorm(Module):
     Ba, Kiros, Hinton (2016), "Layer Normalization".
     """
 
+    weight: Parameter
+    bias: Parameter
+
     def __init__(self, normalized_shape: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
-        self.normalized_shape = check_size("normalized_shape", normalized_shape)
-        self.eps = float(eps)
-        if not 0 < self.eps < math.inf:
-            raise ValueError(f"eps: expected a positive finite number, got {eps!r}")
+        self.normalized_shape = check_count("normalized_shape", normalized_shape)
+        self.eps = check_positive("eps", eps)
         kind = check_dtype(dtype)
         self.config = {"normalized_shape": self.normalized_shape, "eps": self.eps, "dtype": str(kind)}
-        self.weight = Parameter(np.ones(normalized_shape, kind))
-        self.bias = Parameter(np.zeros(normalized_shape, kind))
+        self._add_parameters(kind)
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+
+    @classmethod
+    def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:
+        """Go through the names and shapes of the parameters of a layer with this `config`."""
+        yield "weight", (config["normalized_shape"],)
+        yield "bias", (config["normalized_shape"],)
 
     def forward(self, x: Any) -> Tensor:
         """Normalise ``x (..., normalized_shape)``."""
@@ -242,7 +267,9 @@ class Sequential(SequenceLayer):
         return self._length
 
     def __getitem__(self, index: int) -> Module:
-        layer: Module = getattr(self, str(range(self._length)[index]))
+        if not isinstance(index, int) or not -self._length <= index < self._length:
+            raise IndexError(f"index: expected a whole number below {self._length}, got {index!r}")
+        layer: Module = getattr(self, str(index % self._length))
         return layer
 
     def __iter__(self) -> Iterator[Module]:
@@ -292,8 +319,12 @@ class Sequential(SequenceLayer):
             came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
             raise ValueError(f"state: expected a tuple of one entry per layer, {len(self)} of them, got {came}")
         for index, (layer, entry) in enumerate(zip(self, state, strict=True)):
-            if not isinstance(layer, SequenceLayer) and entry not in ((), None):
-                raise ValueError(f"state[{index}]: expected () for a {type(layer).__name__}, which has no state")
+            empty = entry is None or (isinstance(entry, tuple) and not entry)
+            if not isinstance(layer, SequenceLayer) and not empty:
+                raise ValueError(
+                    f"state[{index}]: expected () for a {type(layer).__name__}, which has no state, "
+                    f"got a {type(entry).__name__}"
+                )
         return state
 
 
@@ -302,8 +333,7 @@ def _padding(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
     if getattr(x, "ndim", 0) < 2:
         raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
     batch, time = x.shape[:2]
-    valid = lengths_option().check("lengths", lengths, {"B": batch, "T": time}, None)  # type: ignore[arg-type]
-    return np.asarray(np.arange(time) >= valid[:, None])
+    return ~valid_steps(check_lengths("lengths", lengths, batch, time), time)
 
 
 def _blank(x: Any, padding: Any) -> Any:

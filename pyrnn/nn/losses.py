@@ -6,16 +6,15 @@ Arrays in give a number out; a Tensor among them gives a Tensor.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from .._checks import check_lengths, check_positive, refuse_foreign, valid_steps
 from ..autograd import Tensor, functions, to_arrays
 from ..autograd.tensor import namespace
 from ..ops import basic
-from ..ops.options import lengths as lengths_option
 from .layers import as_tensor
 
 
@@ -46,7 +45,23 @@ def mse_loss(prediction: Any, target: Any, *, lengths: Any = None, mask: Any = N
 
 
 def l1_loss(prediction: Any, target: Any, *, lengths: Any = None, mask: Any = None) -> Any:
-    """Return the mean absolute error; arguments as in `mse_loss`."""
+    """Return the mean absolute error.
+
+    Parameters
+    ----------
+    prediction, target, lengths, mask
+        As in `mse_loss`.
+
+    Returns
+    -------
+    loss : number or Tensor
+        The mean over all valid elements, features included; 0 if there are none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype or shape; nothing is broadcast.
+    """
     return _elementwise(lambda p, t: abs(p - t), prediction, target, lengths, mask)
 
 
@@ -60,12 +75,21 @@ def huber_loss(prediction: Any, target: Any, *, delta: float = 1.0, lengths: Any
     prediction, target, lengths, mask
         As in `mse_loss`.
 
+    Returns
+    -------
+    loss : number or Tensor
+        The mean over all valid elements, features included; 0 if there are none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype or shape, or a `delta` that is not positive and finite.
+
     References
     ----------
     Huber (1964), "Robust Estimation of a Location Parameter".
     """
-    if not 0 < delta < math.inf:
-        raise ValueError(f"delta: expected a positive finite number, got {delta!r}")
+    delta = check_positive("delta", delta)
 
     def huber(p: Tensor, t: Tensor) -> Tensor:
         size = abs(p - t)
@@ -85,6 +109,16 @@ def binary_cross_entropy_with_logits(logits: Any, targets: Any, *, lengths: Any 
         The probabilities of yes, from 0 to 1.
     lengths, mask
         As in `mse_loss`.
+
+    Returns
+    -------
+    loss : number or Tensor
+        The mean over all valid elements; 0 if there are none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype or shape; nothing is broadcast.
     """
 
     # Each term is exact where it is small: no log of a rounded probability.
@@ -105,6 +139,21 @@ def cross_entropy(logits: Any, targets: Any, *, lengths: Any = None, mask: Any =
         From 0 to C - 1 where they count; anything elsewhere, as -1.
     lengths, mask
         As in `mse_loss`; the mask has the shape of targets or of its first axes.
+
+    Returns
+    -------
+    loss : number or Tensor
+        The mean over all valid targets; 0 if there are none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong dtype or shape, or a target that counts and is no class.
+
+    See Also
+    --------
+    pyrnn.cross_entropy : The op below it, ``cross_entropy(logits, *, targets=..., mask=...)``: it gives each
+        target's own loss, not their mean, and takes no ``lengths``.
     """
     _check_kind("logits", logits)
     valid = _valid("logits", logits, tuple(logits.shape[:-1]), lengths, mask)
@@ -140,6 +189,7 @@ def _elementwise(
 
 
 def _check_kind(name: str, value: Any) -> None:
+    refuse_foreign(name, value)
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise TypeError(f"{name}: expected an array or Tensor, got {type(value).__name__}")
 
@@ -153,9 +203,7 @@ def _valid(name: str, prediction: Any, shape: tuple[int, ...], lengths: Any, mas
     if lengths is not None:
         if len(shape) < 2:
             raise ValueError(f"{name}: expected shape (B, T, ...) with lengths, got {tuple(prediction.shape)}")
-        sizes = {"B": shape[0], "T": shape[1]}
-        counts = lengths_option().check("lengths", lengths, sizes, None)  # type: ignore[arg-type]
-        steps = xp.asarray(np.arange(shape[1]) < np.asarray(counts)[:, None])
+        steps = xp.asarray(valid_steps(check_lengths("lengths", lengths, *shape[:2]), shape[1]))
         valid &= steps.reshape(steps.shape + (1,) * (len(shape) - 2))
     if mask is not None:
         counts = xp.asarray(mask)

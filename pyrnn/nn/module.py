@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from .._checks import compare_state, refuse_misfits, type_name
 from ..autograd import Tensor, no_grad, to_arrays
 from ..autograd.tensor import namespace
 from ..backend import Backend, get_backend, model_backend
@@ -55,6 +56,7 @@ def _converted(array: Any, kind: type, xp: Any) -> Any:
     return xp.asarray(array.get() if hasattr(array, "get") else array)
 
 
+Shapes: TypeAlias = Iterator[tuple[str, tuple[int, ...]]]
 Member: TypeAlias = "Parameter | Module | np.random.Generator"
 
 
@@ -81,6 +83,15 @@ class Module:
     _training = True
     _backend: Backend | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An array in a parameter's place would drop it from the model: not trained, not saved, and no word of it.
+        if isinstance(vars(self).get(name), Parameter) and not isinstance(value, (Parameter, type(None))):
+            raise TypeError(
+                f"{name}: expected a Parameter, got {type_name(value)}; "
+                f"to give it other numbers write to {name}.write()[...], or use load_state_dict"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs; each subclass has its own."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -99,6 +110,21 @@ class Module:
         """
         with as_in_eval(), no_grad():
             return to_arrays(self(*args, **kwargs))
+
+    @classmethod
+    def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:
+        """Go through the names and shapes of the parameters of a layer with this `config`, those inside it apart.
+
+        The library's own layers make them so, and `pyrnn.io` holds a file against them before it builds one.
+        """
+        yield from ()
+
+    def _add_parameters(self, dtype: Any) -> dict[str, Parameter]:
+        """Make and return the parameters that the configuration says, their numbers yet to be filled in."""
+        made = {name: Parameter(np.empty(shape, dtype)) for name, shape in self.parameter_shapes(self.config)}
+        for name, parameter in made.items():
+            setattr(self, name, parameter)
+        return made
 
     # --- members --------------------------------------------------------------------------------------------
 
@@ -180,17 +206,7 @@ class Module:
         """
         parameters = dict(self.named_parameters())
         given = {name: value.data if isinstance(value, Tensor) else value for name, value in state_dict.items()}
-        problems = [f"missing: {name}" for name in parameters if name not in given]
-        problems += [f"unexpected: {name}" for name in given if name not in parameters]
-        problems += [
-            f"{name}: expected {_kind(parameter)}, got {_kind(given[name])}"
-            for name, parameter in parameters.items()
-            if name in given and _kind(given[name]) != _kind(parameter)
-        ]
-        if problems:
-            raise ValueError(
-                f"state_dict: does not fit {type(self).__name__}; nothing was loaded:\n  " + "\n  ".join(problems)
-            )
+        refuse_misfits("state_dict", self, compare_state(given, parameters))
         for name, parameter in parameters.items():
             array = parameter.write()
             array[...] = _converted(given[name], type(array), namespace(array))
@@ -280,12 +296,6 @@ def _walk(owner: Module) -> Iterator[tuple[str, Member]]:
                 yield from visit(f"{path}.{name}" if path else name, inner)
 
     return visit("", owner)
-
-
-def _kind(value: Any) -> str:
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        return f"a {type(value).__name__}"
-    return f"{value.dtype} of shape {tuple(value.shape)}"
 
 
 def _is_registered(backend: Backend) -> bool:

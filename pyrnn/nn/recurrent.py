@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 
+from .._checks import check_choice, check_count, check_flag
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
 from ..ops import recurrent
 from . import init
-from ._checks import check_array, check_choice, check_dtype, check_flag, check_probability, check_size
+from ._checks import check_array, check_dtype, check_probability
 from .init import Seed
 from .layers import dropout as drop
-from .module import Parameter, SequenceLayer, registered
+from .module import Parameter, SequenceLayer, Shapes, registered
 
 
 class RecurrentOptions(TypedDict, total=False):
@@ -28,6 +30,11 @@ class RecurrentOptions(TypedDict, total=False):
     rng: Seed
     learn_initial_state: bool
     recurrent_init: str
+
+
+def _suffixes(layer: int, bidirectional: bool) -> tuple[str, ...]:
+    """Return what the names of a layer's parameters end with, for each direction."""
+    return (f"l{layer}", f"l{layer}_reverse") if bidirectional else (f"l{layer}",)
 
 
 class RecurrentLayer(SequenceLayer):
@@ -65,6 +72,7 @@ class RecurrentLayer(SequenceLayer):
     gates: ClassVar[int]
     leaves: ClassVar[tuple[str, ...]] = ("h",)
     weights: ClassVar[tuple[str, ...]] = ("weight_ih", "weight_hh", "bias")  # in the order of the op
+    own: ClassVar[tuple[str, ...]] = ()  # what its configuration has beyond the shared options
 
     def __init__(
         self,
@@ -80,9 +88,9 @@ class RecurrentLayer(SequenceLayer):
         learn_initial_state: bool = False,
         recurrent_init: str = "uniform",
     ) -> None:
-        self.input_size = check_size("input_size", input_size)
-        self.hidden_size = check_size("hidden_size", hidden_size)
-        self.num_layers = check_size("num_layers", num_layers)
+        self.input_size = check_count("input_size", input_size)
+        self.hidden_size = check_count("hidden_size", hidden_size)
+        self.num_layers = check_count("num_layers", num_layers)
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.dropout = check_probability("dropout", dropout)
         self.bias = check_flag("bias", bias)
@@ -98,37 +106,39 @@ class RecurrentLayer(SequenceLayer):
             "dtype": str(kind),
             "learn_initial_state": self.learn_initial_state,
             "recurrent_init": check_choice("recurrent_init", recurrent_init, ("uniform", "orthogonal")),
+            **{name: getattr(self, name) for name in self.own},
         }
         self.generator = np.random.default_rng(rng)
-        directions = 2 if bidirectional else 1
-        rows = self.gates * self.hidden_size
-        for layer in range(self.num_layers):
-            columns = self.input_size if layer == 0 else directions * self.hidden_size
-            for suffix in self._suffixes(layer):
-                self._add("weight_ih", suffix, (rows, columns), kind)
-                self._add("weight_hh", suffix, (rows, self.hidden_size), kind)
-                if self.bias:
-                    self._add("bias", suffix, (rows,), kind)
-                self._add_extra(suffix, kind)
+        made = self._add_parameters(kind)
+        starts = [f"{leaf}_0" for leaf in self.leaves]
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in made.items():
+            if name in starts:
+                init.zeros_(parameter)
+            else:
+                init.uniform_(parameter, -bound, bound, rng=self.generator)
         if recurrent_init == "orthogonal":
-            for name, parameter in self.named_parameters():
+            for name, parameter in made.items():
                 if name.startswith("weight_hh"):
                     for gate in np.split(parameter.write(), self.gates):
                         init.orthogonal_(Tensor(gate), rng=self.generator)
-        if self.learn_initial_state:
-            for leaf in self.leaves:
-                setattr(self, f"{leaf}_0", Parameter(np.zeros((self.num_layers * directions, hidden_size), kind)))
 
-    def _suffixes(self, layer: int) -> tuple[str, ...]:
-        return (f"l{layer}", f"l{layer}_reverse") if self.bidirectional else (f"l{layer}",)
-
-    def _add(self, name: str, suffix: str, shape: tuple[int, ...], dtype: Any) -> None:
-        bound = 1 / math.sqrt(self.hidden_size)
-        parameter = init.uniform_(Parameter(np.empty(shape, dtype)), -bound, bound, rng=self.generator)
-        setattr(self, f"{name}_{suffix}", parameter)
-
-    def _add_extra(self, suffix: str, dtype: Any) -> None:
-        """Add what one kind of cell has beyond the others, and change what it has otherwise."""
+    @classmethod
+    def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:
+        """Go through the names and shapes of the parameters of a layer with this `config`."""
+        hidden, directions = config["hidden_size"], 2 if config["bidirectional"] else 1
+        for layer in range(config["num_layers"]):
+            columns = config["input_size"] if layer == 0 else directions * hidden
+            for suffix in _suffixes(layer, config["bidirectional"]):
+                yield f"weight_ih_{suffix}", (cls.gates * hidden, columns)
+                yield f"weight_hh_{suffix}", (cls.gates * hidden, hidden)
+                if config["bias"]:
+                    yield f"bias_{suffix}", (cls.gates * hidden,)
+                if config["bias"] and config.get("reset_after", False):  # the GRU's alone
+                    yield f"bias_hn_{suffix}", (hidden,)
+        if config["learn_initial_state"]:
+            for leaf in cls.leaves:
+                yield f"{leaf}_0", (config["num_layers"] * directions, hidden)
 
     def _weights(self, suffix: str) -> list[Any]:
         return [getattr(self, f"{name}_{suffix}", None) for name in self.weights]
@@ -147,7 +157,7 @@ class RecurrentLayer(SequenceLayer):
 
         Zero arrays; with a learned initial state Tensors, through which it gets its gradient.
         """
-        check_size("batch", batch, minimum=0)
+        check_count("batch", batch, minimum=0)
         first: Parameter = self.weight_hh_l0  # type: ignore[attr-defined]
         shape = (batch, self.num_layers * (2 if self.bidirectional else 1), self.hidden_size)
         if self.learn_initial_state:
@@ -188,7 +198,7 @@ class RecurrentLayer(SequenceLayer):
         finals: list[Any] = []
         for layer in range(self.num_layers):
             outputs = []
-            for direction, suffix in enumerate(self._suffixes(layer)):
+            for direction, suffix in enumerate(_suffixes(layer, self.bidirectional)):
                 index = len(finals)
                 start = [None if state is None else state[leaf][:, index] for leaf in range(len(self.leaves))]
                 y, *final = self._run(x, suffix, start, lengths, reverse=direction == 1)
@@ -218,11 +228,14 @@ class RNN(RecurrentLayer):
     Parameters
     ----------
     activation : {"tanh", "relu"}
-    input_size, hidden_size, **options
-        As `RecurrentLayer` says.
+    input_size, hidden_size : int
+    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init : optional
+        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform". `RecurrentLayer` explains
+        them.
     """
 
     gates = 1
+    own = ("activation",)
 
     def __init__(
         self,
@@ -234,7 +247,6 @@ class RNN(RecurrentLayer):
     ) -> None:
         self.activation = check_choice("activation", activation, ("tanh", "relu"))
         super().__init__(input_size, hidden_size, **options)
-        self.config["activation"] = self.activation
 
     def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
         return recurrent.rnn(
@@ -252,12 +264,15 @@ class LSTM(RecurrentLayer):
         Added to the forget gate's bias when it is drawn: 1 makes the cell remember from the start
         (Jozefowicz, Zaremba, Sutskever (2015), "An Empirical Exploration of Recurrent Network
         Architectures").
-    input_size, hidden_size, **options
-        As `RecurrentLayer` says.
+    input_size, hidden_size : int
+    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init : optional
+        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform". `RecurrentLayer` explains
+        them.
     """
 
     gates = 4
     leaves = ("h", "c")
+    own = ("forget_bias",)
 
     def __init__(
         self,
@@ -273,12 +288,10 @@ class LSTM(RecurrentLayer):
         if self.forget_bias and not options.get("bias", True):
             raise ValueError(f"forget_bias: expected 0 with bias=False, got {forget_bias!r}")
         super().__init__(input_size, hidden_size, **options)
-        self.config["forget_bias"] = self.forget_bias
-
-    def _add_extra(self, suffix: str, dtype: Any) -> None:
-        if self.bias:
-            h = self.hidden_size  # gate order i, f, g, o
-            getattr(self, f"bias_{suffix}").write()[h : 2 * h] += self.forget_bias
+        h = self.hidden_size  # gate order i, f, g, o
+        for name, _ in self.parameter_shapes(self.config):
+            if name.startswith("bias_"):
+                getattr(self, name).write()[h : 2 * h] += self.forget_bias
 
     def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
         return recurrent.lstm(x, *self._weights(suffix), *start, lengths=lengths, reverse=reverse)
@@ -293,11 +306,14 @@ class GRU(RecurrentLayer):
     reset_after : bool
         Whether the reset gate acts after the recurrent product, as in PyTorch, or before it. After it, the
         candidate has a second bias, ``bias_hn_l{k}[_reverse]`` of shape (H,).
-    input_size, hidden_size, **options
-        As `RecurrentLayer` says.
+    input_size, hidden_size : int
+    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init : optional
+        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform". `RecurrentLayer` explains
+        them.
     """
 
     gates = 3
+    own = ("reset_after",)
     weights = ("weight_ih", "weight_hh", "bias", "bias_hn")
 
     def __init__(
@@ -310,11 +326,6 @@ class GRU(RecurrentLayer):
     ) -> None:
         self.reset_after = check_flag("reset_after", reset_after)
         super().__init__(input_size, hidden_size, **options)
-        self.config["reset_after"] = self.reset_after
-
-    def _add_extra(self, suffix: str, dtype: Any) -> None:
-        if self.bias and self.reset_after:
-            self._add("bias_hn", suffix, (self.hidden_size,), dtype)
 
     def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
         return recurrent.gru(

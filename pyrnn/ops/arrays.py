@@ -6,18 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import DOORS, type_name
 from ..autograd import Tensor
 from ..backend import Backend
 
 FLOATS = (np.dtype("float32"), np.dtype("float64"))
-# What a stranger's array is turned into an array of a CPU backend with, by the package that it comes from.
-DOORS = {
-    "cupy": 'copy it with .get(), or run on the GPU: backend="cupy"',
-    "torch": "pass pyrnn.from_dlpack(...) of the detached tensor",
-    "jax": "pass pyrnn.from_dlpack(...) of it",
-    "jaxlib": "pass pyrnn.from_dlpack(...) of it",
-    "pandas": "pass its .to_numpy()",
-}
 
 
 def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
@@ -39,7 +32,7 @@ def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
             door = f"convert it with {backend.xp.__name__}.asarray(...)"
         raise TypeError(
             f"{name}: expected a {wanted} or a pyrnn.Tensor of one for backend {backend.name!r}, "
-            f"got {package}.{kind.__name__}; {door}"
+            f"got {type_name(value)}; {door}"
         )
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}; cast with .astype(numpy.float32)")

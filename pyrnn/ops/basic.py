@@ -145,7 +145,7 @@ def embedding(weight: Any, *, indices: Any, backend: str | Backend | None = None
 
 @CROSS_ENTROPY.public
 def cross_entropy(logits: Any, *, targets: Any, mask: Any = None, backend: str | Backend | None = None) -> Any:
-    """Give each element's -log softmax(logits)[target].
+    """Give each element's -log softmax(logits)[target]; `pyrnn.nn.cross_entropy` is their mean.
 
     Parameters
     ----------

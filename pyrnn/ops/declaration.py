@@ -21,8 +21,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _record(name: str, fields: Iterable[str]) -> Any:
-    """Return a NamedTuple class."""
-    return namedtuple(name, fields)
+    """Return a NamedTuple class that pickle finds again, in this module."""
+    record = globals()[name] = namedtuple(name, fields, module=__name__)
+    return record
 
 
 class Op:

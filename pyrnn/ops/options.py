@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._checks import check_choice, check_flag, check_lengths, check_positive
 from ..backend import Backend
 from .shapes import Sizes, match_shape
 
@@ -25,9 +25,7 @@ def flag(default: bool) -> Option:
     """Declare an option that is True or False."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> bool:
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
-        return bool(value)
+        return check_flag(name, value)
 
     return Option(default, check, (False, True))
 
@@ -36,9 +34,7 @@ def choice(*values: str) -> Option:
     """Declare an option that is one of some words; the first is the default."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> str:
-        if value not in values:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, values))}, got {value!r}")
-        return str(value)
+        return check_choice(name, value, values)
 
     return Option(values[0], check, values)
 
@@ -47,10 +43,7 @@ def positive(default: float) -> Option:
     """Declare an option that is a positive number."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> float:
-        number = float(value)
-        if not 0 < number < math.inf:
-            raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
-        return number
+        return check_positive(name, value)
 
     return Option(default, check)
 
@@ -68,25 +61,11 @@ def axis(default: int) -> Option:
     return Option(default, check)
 
 
-def lengths(batch: str = "B", time: str = "T") -> Option:
+def lengths() -> Option:
     """Declare the valid steps of each row: host integers (B,) from 0 to T, or None for all."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> np.ndarray | None:
-        if value is None:
-            return None
-        if not isinstance(value, (np.ndarray, list, tuple)):
-            raise TypeError(
-                f"{name}: expected a sequence or numpy array of integers on the host, got {type(value).__name__}"
-            )
-        array = np.asarray(value)
-        if array.dtype.kind not in "iu" and array.size:
-            raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
-        rows, steps = sizes[batch], sizes[time]
-        if array.shape != (rows,):
-            raise ValueError(f"{name}: expected shape ({batch},) = ({rows},), got {array.shape}")
-        if array.size and (array.min() < 0 or array.max() > steps):
-            raise ValueError(f"{name}: expected values from 0 to {time} = {steps}, got {array.min()} to {array.max()}")
-        return array.astype(np.int64)
+        return None if value is None else check_lengths(name, value, sizes["B"], sizes["T"])
 
     return Option(None, check)
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from .._checks import check_number
 from ..autograd import Tensor
 from ..autograd.tensor import namespace
-from ._checks import check_number, check_parameters
+from ._checks import check_parameters
 
 
 def clip_grad_norm_(

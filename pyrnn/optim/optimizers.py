@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+from .._checks import check_count, check_flag, check_number, compare_state, refuse_misfits
 from ..autograd import Tensor
 from ..autograd.tensor import namespace
-from ._checks import check_entries, check_number, check_parameters, describe, refuse
+from ._checks import check_parameters
 
 
 class Optimizer:
@@ -19,6 +20,8 @@ class Optimizer:
         As ``model.parameters()`` gives them.
     lr : float
         The learning rate. It is an attribute that may be set at any time; schedules do.
+    **numbers
+        A subclass's other hyper-parameters, which become attributes.
 
     Raises
     ------
@@ -27,8 +30,9 @@ class Optimizer:
     """
 
     hyper: ClassVar[tuple[str, ...]] = ("lr",)  # attributes with the numbers that a run is resumed with
+    lr: float
 
-    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, **numbers: Any) -> None:
         self.params = check_parameters("params", params)
         if not self.params:
             raise ValueError("params: expected at least one Parameter, got none; was the iterator used up before?")
@@ -38,10 +42,14 @@ class Optimizer:
                 raise ValueError(f"params[{index}]: expected a Parameter, got a Tensor that was computed")
             if first.setdefault(id(parameter), index) != index:
                 raise ValueError(f"params[{index}]: the same Parameter as params[{first[id(parameter)]}]")
-        self.lr = check_number("lr", lr)
+        vars(self).update(self._checked({"lr": lr, **numbers}))
         self._steps = [0] * len(self.params)
         # One array like the parameter for each name and parameter, in the parameter's dtype.
         self._state: list[dict[str, Any]] = [{} for _ in self.params]
+
+    def _checked(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Return the hyper-parameters as they are kept, or raise naming one; those of a state_dict too."""
+        return {name: check_number(name, value) for name, value in numbers.items()}
 
     def _add_state(self, *names: str) -> None:
         for state, parameter in zip(self._state, self.params, strict=True):
@@ -86,27 +94,21 @@ class Optimizer:
 
         Raises
         ------
-        ValueError
-            An entry is missing, unexpected, or of another shape or dtype. The message names every one of
-            them, and nothing is loaded.
+        TypeError, ValueError
+            An entry is missing, unexpected, or of another shape or dtype (the message names every one of
+            them), or a number is out of its domain. Nothing is loaded then.
         """
         arrays = {f"{index}.{name}": array for index, state in enumerate(self._state) for name, array in state.items()}
         counts = [f"{index}.step" for index in range(len(self.params))]
-        problems = check_entries(state_dict, [*self.hyper, *counts, *arrays])
-        for name, array in arrays.items():
-            given = state_dict.get(name, array)
-            if describe(given) != describe(array):
-                problems.append(f"{name}: expected {describe(array)}, got {describe(given)}")
-        refuse(self, problems)
-        numbers = {
-            name: bool(state_dict[name]) if name == "nesterov" else check_number(name, state_dict[name])
-            for name in self.hyper
-        }
-        for name, value in numbers.items():
-            setattr(self, name, value)
-        self._steps = [int(state_dict[name]) for name in counts]
-        for name, array in arrays.items():
-            array[...] = namespace(array).asarray(state_dict[name])
+        wanted = {**dict.fromkeys([*self.hyper, *counts]), **arrays}
+        refuse_misfits("state_dict", self, compare_state(state_dict, wanted))
+        numbers = self._checked({name: state_dict[name] for name in self.hyper})
+        steps = [check_count(name, state_dict[name], 0) for name in counts]
+        values = [namespace(array).asarray(state_dict[name]) for name, array in arrays.items()]
+        vars(self).update(numbers)
+        self._steps = steps
+        for array, value in zip(arrays.values(), values, strict=True):
+            array[...] = value
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.hyper)
@@ -134,6 +136,9 @@ class SGD(Optimizer):
     """
 
     hyper = ("lr", "momentum", "weight_decay", "nesterov")
+    momentum: float
+    weight_decay: float
+    nesterov: bool
 
     def __init__(
         self,
@@ -144,14 +149,16 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(params, lr)
-        self.momentum = check_number("momentum", momentum)
-        self.weight_decay = check_number("weight_decay", weight_decay)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: expected a momentum with it, got momentum=0")
+        super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
         if self.momentum:
             self._add_state("momentum_buffer")
+
+    def _checked(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        nesterov = check_flag("nesterov", numbers["nesterov"])
+        checked = super()._checked({name: value for name, value in numbers.items() if name != "nesterov"})
+        if nesterov and not checked["momentum"]:
+            raise ValueError("nesterov: expected a momentum with it, got momentum=0")
+        return {**checked, "nesterov": nesterov}
 
     def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
         if self.weight_decay:
@@ -172,7 +179,7 @@ class Adam(Optimizer):
     params, lr
         As in `Optimizer`.
     betas : (float, float)
-        What is kept of the two means at each step.
+        What is kept of the two means at each step; as attributes ``beta1`` and ``beta2``.
     eps : float
         Added to the root of the second.
     weight_decay : float
@@ -184,6 +191,10 @@ class Adam(Optimizer):
     """
 
     hyper = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
 
     def __init__(
         self,
@@ -194,14 +205,14 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr)
         if len(betas) != 2:
             raise ValueError(f"betas: expected two numbers, got {betas!r}")
-        self.beta1 = check_number("betas[0]", betas[0], below=1)
-        self.beta2 = check_number("betas[1]", betas[1], below=1)
-        self.eps = check_number("eps", eps)
-        self.weight_decay = check_number("weight_decay", weight_decay)
+        super().__init__(params, lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay)
         self._add_state("exp_avg", "exp_avg_sq")
+
+    def _checked(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        betas = {name: check_number(name, numbers[name], below=1) for name in ("beta1", "beta2")}
+        return {**super()._checked(numbers), **betas}
 
     def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
         if self.weight_decay:

@@ -6,11 +6,12 @@ has all of it, and the formula counts from there.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ._checks import check_count, check_entries, check_number, refuse
+from .._checks import check_count, check_number, compare_state, refuse_misfits
 from .optimizers import Optimizer
 
 
@@ -23,6 +24,8 @@ class LRScheduler:
         Its ``lr`` as it is now is the highest rate.
     warmup_steps : int
         How many steps the rate takes to rise to it.
+    **numbers
+        A subclass's own numbers, which become attributes.
 
     Attributes
     ----------
@@ -33,15 +36,24 @@ class LRScheduler:
     """
 
     hyper: ClassVar[tuple[str, ...]] = ("base_lr", "warmup_steps")  # the numbers of the formula
+    base_lr: float
+    warmup_steps: int
 
-    def __init__(self, optimizer: Optimizer, *, warmup_steps: int = 0) -> None:
+    def __init__(self, optimizer: Optimizer, *, warmup_steps: int = 0, **numbers: Any) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer, got {type(optimizer).__name__}")
         self.optimizer = optimizer
-        self.warmup_steps = check_count("warmup_steps", warmup_steps, 0)
-        self.base_lr = optimizer.lr
+        vars(self).update(self._checked({"base_lr": optimizer.lr, "warmup_steps": warmup_steps, **numbers}))
         self.last_step = 0
         optimizer.lr = self.rate(0)
+
+    def _checked(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Return the numbers as they are kept, or raise naming one; a subclass checks its own."""
+        return {
+            **numbers,
+            "base_lr": check_number("base_lr", numbers["base_lr"]),
+            "warmup_steps": check_count("warmup_steps", numbers["warmup_steps"], 0),
+        }
 
     def rate(self, step: int) -> float:
         """Return the learning rate of the step with this number, the first being 0."""
@@ -69,17 +81,17 @@ class LRScheduler:
         ------
         TypeError, ValueError
             An entry is missing, unexpected or out of its domain; the message names it, and nothing is loaded.
+        OverflowError
+            The rate would be more than a float holds; nothing is loaded.
         """
-        own = self.state_dict()
-        refuse(self, check_entries(state_dict, own))
-        numbers: dict[str, Any] = {}
-        for name, value in own.items():
-            if isinstance(value, int):
-                numbers[name] = check_count(name, state_dict[name], 0 if name in ("last_step", "warmup_steps") else 1)
-            else:
-                numbers[name] = check_number(name, state_dict[name])
+        refuse_misfits("state_dict", self, compare_state(state_dict, dict.fromkeys(self.state_dict())))
+        numbers = self._checked({name: state_dict[name] for name in self.hyper})
+        numbers["last_step"] = check_count("last_step", state_dict["last_step"], 0)
+        trial = copy.copy(self)
+        vars(trial).update(numbers)
+        rate = trial.rate(trial.last_step)  # which may be more than a float holds
         vars(self).update(numbers)
-        self.optimizer.lr = self.rate(self.last_step)
+        self.optimizer.lr = rate
 
 
 class StepLR(LRScheduler):
@@ -94,11 +106,18 @@ class StepLR(LRScheduler):
     """
 
     hyper = ("base_lr", "warmup_steps", "step_size", "gamma")
+    step_size: int
+    gamma: float
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, *, warmup_steps: int = 0) -> None:
-        self.step_size = check_count("step_size", step_size, 1)
-        self.gamma = check_number("gamma", gamma)
-        super().__init__(optimizer, warmup_steps=warmup_steps)
+        super().__init__(optimizer, warmup_steps=warmup_steps, step_size=step_size, gamma=gamma)
+
+    def _checked(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **super()._checked(numbers),
+            "step_size": check_count("step_size", numbers["step_size"]),
+            "gamma": check_number("gamma", numbers["gamma"]),
+        }
 
     def _rate(self, step: int) -> float:
         return self.base_lr * self.gamma ** (step // self.step_size)
@@ -121,13 +140,19 @@ class CosineAnnealingLR(LRScheduler):
     """
 
     hyper = ("base_lr", "warmup_steps", "total_steps", "eta_min")
+    total_steps: int
+    eta_min: float
 
     def __init__(self, optimizer: Optimizer, total_steps: int, eta_min: float = 0.0, *, warmup_steps: int = 0) -> None:
-        self.total_steps = check_count("total_steps", total_steps, 1)
-        self.eta_min = check_number("eta_min", eta_min)
-        if check_count("warmup_steps", warmup_steps, 0) >= self.total_steps:
-            raise ValueError(f"warmup_steps: expected fewer than total_steps = {self.total_steps}, got {warmup_steps}")
-        super().__init__(optimizer, warmup_steps=warmup_steps)
+        super().__init__(optimizer, warmup_steps=warmup_steps, total_steps=total_steps, eta_min=eta_min)
+
+    def _checked(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        checked = super()._checked(numbers)
+        checked["total_steps"] = total = check_count("total_steps", numbers["total_steps"])
+        checked["eta_min"] = check_number("eta_min", numbers["eta_min"])
+        if checked["warmup_steps"] >= total:
+            raise ValueError(f"warmup_steps: expected fewer than total_steps = {total}, got {checked['warmup_steps']}")
+        return checked
 
     def _rate(self, step: int) -> float:
         done = min(step / (self.total_steps - self.warmup_steps), 1.0)

@@ -20,6 +20,7 @@
 
 typedef struct {
     atomic_int arrived, phase, sleepers;
+    atomic_llong slept; /* nanoseconds, all threads together */
 } barrier_t;
 
 /* A thread's place in its team. */
@@ -28,6 +29,18 @@ typedef struct {
     int spins; /* before it sleeps at a barrier */
     barrier_t *barrier;
 } member_t;
+
+/* Calls to come that run on one thread, since a team was found waiting for cores that others use. Every result is the same
+   to the bit on any number of threads, so this changes nothing but the time. */
+static atomic_int crowded;
+#define CROWDED_CALLS 16
+#define CROWDED_SHARE 0.6 /* of a call, slept through by its threads together; uneven work alone stays below */
+
+static inline double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
 
 static inline void pause_cpu(void) {
 #if defined(__x86_64__)
@@ -69,8 +82,13 @@ static inline void team_wait(const member_t *me) {
         return;
     }
     for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < (phase ? me->spins / 20 : me->spins)) pause_cpu();
-        else phase_sleep(b, phase);
+        if (spins < (phase ? me->spins / 20 : me->spins)) {
+            pause_cpu();
+        } else {
+            const double begin = seconds();
+            phase_sleep(b, phase);
+            atomic_fetch_add(&b->slept, (long long)(1e9 * (seconds() - begin)));
+        }
     }
 }
 
@@ -117,9 +135,15 @@ static void team_run(int threads, work_t work, void *context) {
     atomic_init(&barrier.arrived, 0);
     atomic_init(&barrier.phase, 0);
     atomic_init(&barrier.sleepers, 0);
+    atomic_init(&barrier.slept, 0);
 #ifdef _OPENMP
+    if (threads > 1 && atomic_load(&crowded) > 0) {
+        atomic_fetch_sub(&crowded, 1);
+        threads = 1;
+    }
     if (threads > 1) {
         const int spins = threads > omp_get_num_procs() ? 0 : SPINS;
+        const double begin = seconds();
 #pragma omp parallel num_threads(threads)
         {
             const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier};
@@ -128,6 +152,8 @@ static void team_run(int threads, work_t work, void *context) {
             denormals_restore(before);
             team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
         }
+        if (spins && 1e-9 * (double)atomic_load(&barrier.slept) > CROWDED_SHARE * (seconds() - begin))
+            atomic_store(&crowded, CROWDED_CALLS);
         return;
     }
 #else
@@ -137,12 +163,6 @@ static void team_run(int threads, work_t work, void *context) {
     const uint64_t before = denormals_off();
     work(&me, context);
     denormals_restore(before);
-}
-
-static inline double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 #endif
