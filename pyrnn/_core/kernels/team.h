@@ -87,7 +87,8 @@ static inline void team_wait(const member_t *me) {
         } else {
             const double begin = seconds();
             phase_sleep(b, phase);
-            atomic_fetch_add(&b->slept, (long long)(1e9 * (seconds() - begin)));
+            /* Not at the first: an idle core that takes long to wake up is no sign of a crowd. */
+            if (phase) atomic_fetch_add(&b->slept, (long long)(1e9 * (seconds() - begin)));
         }
     }
 }
