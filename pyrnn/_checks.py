@@ -83,7 +83,7 @@ def check_lengths(name: str, value: Any, batch: int | None = None, time: int | N
     """Return lengths as a new array (B,) of int64: ``batch`` of them and each from 0 to ``time``, where given."""
     if not isinstance(value, (np.ndarray, list, tuple)):
         raise TypeError(f"{name}: expected a sequence or numpy array of integers on the host, got {type_name(value)}")
-    array = np.asarray(value)
+    array = np.array(value)  # a copy: checked and kept, whatever its owner does with it
     if array.dtype.kind not in "iu" and array.size:  # numpy takes an empty list for float64
         raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
     if array.ndim != 1 or (batch is not None and len(array) != batch):
@@ -91,7 +91,7 @@ def check_lengths(name: str, value: Any, batch: int | None = None, time: int | N
     if array.size and (array.min() < 0 or (time is not None and array.max() > time)):
         highest = "on" if time is None else f"to T = {time}"
         raise ValueError(f"{name}: expected values from 0 {highest}, got {array.min()} to {array.max()}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def valid_steps(lengths: NDArray[np.int64], time: int) -> NDArray[np.bool_]:

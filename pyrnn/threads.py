@@ -29,6 +29,8 @@ def _check(n: int) -> int:
         raise TypeError(f"n: expected a whole number of threads, got {n!r}") from None
     if count < 1:
         raise ValueError(f"n: expected at least 1 thread, got {count}")
+    if count > 4096:
+        raise ValueError(f"n: expected at most 4096 threads, got {count}")
     return count
 
 

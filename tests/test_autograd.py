@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import operator
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -514,3 +516,61 @@ def test_outputs_and_gradients_can_be_pickled() -> None:
 
 def test_numbers_can_be_formatted() -> None:
     assert f"{Tensor(np.array(1.25)):.1f}" == "1.2" and "Tensor" in f"{Tensor(np.ones(2))}"
+
+
+def test_a_copy_is_a_copy() -> None:
+    p = Parameter(np.ones(2))
+    other = copy.copy(p)
+    q = (p * p).sum()
+    other.write()[...] = 0
+    q.backward()
+    assert isinstance(other, Parameter) and np.array_equal(p.grad, [2, 2]) and np.array_equal(p.data, [1, 1])
+
+
+def test_indices_and_masks_may_be_used_again() -> None:
+    w = Tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
+    index, mask, condition = np.array([0, 1]), np.array([True, False]), np.array([True, False])
+    total = w[index].sum() + pyrnn.embedding(w, indices=index).sum()
+    total = total + pyrnn.cross_entropy(w[:2], targets=index, mask=mask).sum() + F.where(condition, w[0], 0.0).sum()
+    expected, pullback = w.grad, total.backward
+    pullback(retain_graph=True)
+    expected, w.grad = w.grad, None
+    index[:], mask[:], condition[:] = 2, True, True
+    pullback()
+    assert np.array_equal(w.grad, expected)
+
+
+def test_views_can_be_written_to() -> None:
+    base = Tensor(np.zeros((2, 3)))
+    with no_grad():
+        for view in (base[0], base.T[0], base.reshape(6)[:1]):
+            view[0] = 1.0
+        with pytest.raises(IndexError):
+            base[10] = 1.0
+    assert base.data[0, 0] == 1 and base.version.count == 3, "a write that fails is none"
+
+
+def test_an_infinite_gradient_stops_at_relu() -> None:
+    x = Tensor(np.array([-1.0, 1.0]), requires_grad=True)
+    F.relu(x).backward(np.array([np.inf, 2.0]))
+    assert np.array_equal(x.grad, [0, 2])
+
+
+def test_backward_from_many_threads_adds_up() -> None:
+    w = Tensor(np.zeros(1), requires_grad=True)
+
+    def work() -> None:
+        for _ in range(300):
+            (w * 1.0).sum().backward()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert w.grad[0] == 1200

@@ -49,6 +49,7 @@ def test_settings_and_their_order() -> None:
     ("n", "error", "message"),
     [
         (0, ValueError, "n: expected at least 1 thread, got 0"),
+        (2**40, ValueError, "n: expected at most 4096 threads, got 1099511627776"),
         (1.5, TypeError, "n: expected a whole number of threads, got 1.5"),
     ],
 )

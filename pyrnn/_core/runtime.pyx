@@ -44,6 +44,7 @@ def has_openmp():
 
 def activation(str name, cnp.ndarray x):
     """Return tanh or sigmoid of a contiguous array as the kernels compute it, for checks of their accuracy."""
+    x = np.require(x, requirements="CA")
     y = np.empty_like(x)
     cdef int kind = is_double(x)
     if name == "tanh":
@@ -82,7 +83,10 @@ cdef int threads() except -1:
 
 
 cdef int is_double(object array) except -1:
-    return cnp.PyArray_TYPE(<cnp.ndarray?>array) == cnp.NPY_DOUBLE
+    cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray?>array)
+    if kind != cnp.NPY_DOUBLE and kind != cnp.NPY_FLOAT:
+        raise TypeError(f"expected float32 or float64, got {array.dtype}")
+    return kind == cnp.NPY_DOUBLE
 
 
 cdef object aligned_empty(tuple shape, object dtype):

@@ -22,7 +22,7 @@ def _values(*operands: Any) -> list[Any]:
     dtype = next((operand.dtype for operand in operands if isinstance(operand, Tensor)), None)
     values = []
     for operand in operands:
-        if isinstance(operand, (bool, int, float, np.number, np.bool_)):
+        if isinstance(operand, (bool, int, float, np.integer, np.floating, np.bool_)):
             values.append(float(operand))
             continue
         value = operand.data if isinstance(operand, Tensor) else operand
@@ -33,6 +33,11 @@ def _values(*operands: Any) -> list[Any]:
             raise TypeError(f"expected {dtype} like the other operand, got {given}; cast with .astype(numpy.{dtype})")
         values.append(value)
     return values
+
+
+def _memory(a: Any) -> Any:
+    """Return the array itself, of which a view may be written to as it may."""
+    return a._array if isinstance(a, Tensor) else _values(a)[0]
 
 
 def _apply(name: str, result: Any, *operands: tuple[Any, Pull], view_of: Tensor | None = None) -> Tensor:
@@ -183,7 +188,7 @@ def sigmoid(a: Tensor) -> Tensor:
 def relu(a: Tensor) -> Tensor:
     """Return a, or 0 where it is negative; the gradient at 0 is 0."""
     (x,) = _values(a)
-    return _apply("relu", namespace(x).maximum(x, 0), (a, lambda g: g * (x > 0)))
+    return _apply("relu", namespace(x).maximum(x, 0), (a, lambda g: namespace(g).where(x > 0, g, x.dtype.type(0))))
 
 
 def softplus(a: Tensor) -> Tensor:
@@ -222,13 +227,14 @@ def clip(a: Tensor, low: float | None = None, high: float | None = None) -> Tens
     """Return a held between two numbers; outside of them the gradient is 0."""
     (x,) = _values(a)
     y = namespace(x).clip(x, low, high)
-    return _apply("clip", y, (a, lambda g: g * (x == y)))
+    return _apply("clip", y, (a, lambda g: namespace(g).where(x == y, g, x.dtype.type(0))))
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Return a where the condition holds and b elsewhere; what is not taken gets no gradient, NaN or not."""
     x, y = _values(a, b)
     xp = namespace(x if isinstance(a, Tensor) else y)
+    condition = xp.array(condition)  # a copy: backward needs it as it is now
     zero = (a if isinstance(a, Tensor) else b).dtype.type(0)
     return _apply(
         "where",
@@ -290,11 +296,15 @@ def _extreme(name: str, a: Tensor, axis: Any, keepdims: bool) -> Tensor:
 
 def getitem(a: Tensor, index: Any) -> Tensor:
     """Return a[index], by numpy's rules."""
-    (x,) = _values(a)
-    result = x[index]
+    x = _memory(a)
     xp = namespace(x)
+    result = x[index]
     parts = index if isinstance(index, tuple) else (index,)
     basic = all(part is None or part is ... or isinstance(part, (int, np.integer, slice)) for part in parts)
+
+    if not basic:  # copies: backward needs the indices as they are now
+        parts = tuple(xp.array(part) if isinstance(part, (list, type(x))) else part for part in parts)
+        index = parts if isinstance(index, tuple) else parts[0]
 
     def pull(g: Any) -> Any:
         full = xp.zeros_like(x)
@@ -309,33 +319,31 @@ def getitem(a: Tensor, index: Any) -> Tensor:
 
 def reshape(a: Tensor, shape: Any) -> Tensor:
     """Return the elements in another shape."""
-    (x,) = _values(a)
+    x = _memory(a)
     return _apply("reshape", x.reshape(shape), (a, lambda g: g.reshape(x.shape)), view_of=a)
 
 
 def transpose(a: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """Return the axes in another order; reversed by default."""
     back = None if axes is None else [int(i) for i in np.argsort([axis % a.ndim for axis in axes])]
-    return _apply("transpose", _values(a)[0].transpose(axes), (a, lambda g: g.transpose(back)), view_of=a)
+    return _apply("transpose", _memory(a).transpose(axes), (a, lambda g: g.transpose(back)), view_of=a)
 
 
 def swapaxes(a: Tensor, first: int, second: int) -> Tensor:
     """Return the Tensor with two axes exchanged."""
-    return _apply(
-        "swapaxes", _values(a)[0].swapaxes(first, second), (a, lambda g: g.swapaxes(first, second)), view_of=a
-    )
+    return _apply("swapaxes", _memory(a).swapaxes(first, second), (a, lambda g: g.swapaxes(first, second)), view_of=a)
 
 
 def expand_dims(a: Tensor, axis: int) -> Tensor:
     """Return the Tensor with a new axis of length 1."""
-    (x,) = _values(a)
+    x = _memory(a)
     xp = namespace(x)
     return _apply("expand_dims", xp.expand_dims(x, axis), (a, lambda g: g.squeeze(axis)), view_of=a)
 
 
 def squeeze(a: Tensor, axis: int) -> Tensor:
     """Return the Tensor without an axis of length 1."""
-    (x,) = _values(a)
+    x = _memory(a)
     xp = namespace(x)
     return _apply("squeeze", x.squeeze(axis), (a, lambda g: xp.expand_dims(g, axis)), view_of=a)
 

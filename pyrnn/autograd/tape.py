@@ -8,6 +8,7 @@ is freed as soon as it has been used, unless the caller retains the graph.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _recording: ContextVar[bool] = ContextVar("pyrnn_recording", default=True)
 _serials = itertools.count()
+_leaves_lock = threading.Lock()
 
 Pullback = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -29,7 +31,10 @@ def is_recording() -> bool:
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Record nothing inside the ``with`` block; also a decorator. It holds in this thread (a ContextVar)."""
+    """Record nothing inside the ``with`` block; also a decorator of plain functions.
+
+    It holds in this thread (a ContextVar). A generator that is left inside of the block leaves it on.
+    """
     token = _recording.set(False)
     try:
         yield
@@ -113,8 +118,9 @@ def walk(root: Tensor, grad: Any, retain_graph: bool) -> None:
                     deliver(tensor, gradient)
         if not retain_graph:
             node.free()
-    for tensor, gradient in leaves.values():
-        tensor.accumulate(gradient)
+    with _leaves_lock:  # several threads may run backward on the same parameters
+        for tensor, gradient in leaves.values():
+            tensor.accumulate(gradient)
 
 
 def _reachable(root: Tensor) -> list[Node]:

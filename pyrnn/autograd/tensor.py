@@ -25,7 +25,8 @@ class Tensor:
     Parameters
     ----------
     data : array, or numbers for one
-        Shared with the caller, not copied. Do not write to it while a tape holds it.
+        Shared with the caller, not copied. Do not write to it, nor to an array that was an operand, while a
+        tape holds it.
     requires_grad : bool
         Whether `backward` is to leave a gradient in `grad`.
 
@@ -108,6 +109,11 @@ class Tensor:
     def __repr__(self) -> str:
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"{type(self).__name__}({self._array!r}{grad})"
+
+    def __copy__(self) -> Tensor:
+        if self.node is not None:
+            raise TypeError("a Tensor with a tape can't be copied or pickled; use .detach() first")
+        return type(self)(self._array.copy(), self.requires_grad)
 
     def __reduce__(self) -> Any:
         if self.node is not None:
@@ -235,7 +241,8 @@ class Tensor:
             raise RuntimeError(
                 "the value needs a gradient, and writing it here would drop its tape; use .detach() first"
             )
-        self.write()[index] = _value(value)
+        self._array[index] = _value(value)
+        self.version.count += 1
 
     def reshape(self, *shape: Any) -> Tensor:
         """Return the elements in another shape."""

@@ -82,7 +82,7 @@ def indices(shape: str, bound: str = "") -> Option:
         match_shape(name, shape, array.shape, sizes)
         if bound:
             check_range(name, array, sizes[bound], bound)
-        return array.astype(np.int64, copy=False)
+        return array.astype(np.int64)  # a copy: backward needs it as it is now
 
     return Option(None, check)
 
@@ -101,7 +101,7 @@ def mask(shape: str) -> Option:
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
         if value is None:
             return None
-        array = backend.xp.asarray(value)
+        array = backend.xp.array(value)  # a copy: backward needs it as it is now
         if array.dtype != np.bool_:
             raise TypeError(f"{name}: expected booleans (True = counts), got {array.dtype}")
         match_shape(name, shape, array.shape, sizes)

@@ -67,7 +67,7 @@ def rnn_step(inputs: Array, a: Any, config: Any, state: tuple[Array, ...]) -> tu
 def rnn_step_back(saved: Any, a: Any, config: Any, grads: tuple[Array, ...]) -> tuple[Any, ...]:
     h, new = saved
     (dh,) = grads
-    d = dh * (1 - new * new) if config.activation == "tanh" else dh * (new > 0)
+    d = dh * (1 - new * new) if config.activation == "tanh" else np.where(new > 0, dh, 0).astype(dh.dtype)
     return d, d.T @ h, None, (d @ a.w_hh,)
 
 

@@ -13,7 +13,8 @@ static void F(plan_linear)(F(linear_plan) *plan, const pyrnn_linear *p, arena_t 
     plan->p = p;
     plan->Op = round_up(p->O, WIDTH);
     plan->Ip = round_up(p->I, WIDTH);
-    plan->threads = 2.0 * (double)p->M * (double)p->I * (double)p->O < 1e6 ? 1 : p->threads;
+    const ptrdiff_t shares = larger(p->M / ROWS(2), larger(plan->Op, plan->Ip) / WIDTH);
+    plan->threads = 2.0 * (double)p->M * (double)p->I * (double)p->O < 1e6 ? 1 : (int)smaller(p->threads, larger(shares, 1));
     if (!backward) {
         plan->w = take(arena, (size_t)(plan->Op * p->I) * sizeof(REAL));
         plan->bias = take(arena, (size_t)plan->Op * sizeof(REAL));

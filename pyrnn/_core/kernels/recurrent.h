@@ -173,7 +173,9 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
 /* At the end of a block: the calling thread asks, at most twenty times a second, whether to stop. */
 static void F(ask_to_stop)(F(plan) *plan, const member_t *me) {
     if (me->id == 0 && plan->p->interrupted && seconds() - plan->asked > 0.05) {
+        denormals_restore(me->floats); /* signal handlers run in there */
         plan->stop = plan->p->interrupted();
+        denormals_off();
         plan->asked = seconds();
     }
 }

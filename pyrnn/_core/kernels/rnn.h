@@ -9,8 +9,7 @@ static inline void F(rnn_forward)(const F(plan) *plan, const F(lanes) *at) {
 /* Takes dh, stores the gate gradient; returns what goes on to the earlier h without a product. */
 static inline F(vec) F(rnn_back)(const F(plan) *plan, ptrdiff_t s, ptrdiff_t row, ptrdiff_t unit, F(vec) dh, REAL *d) {
     const F(vec) h = F(load)(F(h_slot)(plan->p, plan, s + 1) + row * plan->Hp + unit);
-    const F(vec) slope =
-        plan->p->cell == PYRNN_RNN_TANH ? (REAL)1 - h * h : F(select)((F(ivec))(h > (F(vec)){0}), F(all)(1), (F(vec)){0});
-    F(store)(d + unit, dh * slope);
+    const F(vec) none = {0};
+    F(store)(d + unit, plan->p->cell == PYRNN_RNN_TANH ? dh * ((REAL)1 - h * h) : F(select)((F(ivec))(h > none), dh, none));
     return (F(vec)){0};
 }

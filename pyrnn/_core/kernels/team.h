@@ -20,7 +20,6 @@
 
 typedef struct {
     atomic_int arrived, phase, sleepers;
-    atomic_llong slept; /* nanoseconds, all threads together */
 } barrier_t;
 
 /* A thread's place in its team. */
@@ -28,19 +27,23 @@ typedef struct {
     int id, size;
     int spins; /* before it sleeps at a barrier */
     barrier_t *barrier;
+    double *slept;  /* seconds at barriers */
+    uint64_t floats; /* the caller's floating-point state */
 } member_t;
 
-/* Calls to come that run on one thread, since a team was found waiting for cores that others use. Every result is the same
-   to the bit on any number of threads, so this changes nothing but the time. */
+/* Calls to come that run on one thread, since a thread of a team was kept off its core by other programs. Every result is
+   the same to the bit on any number of threads, so this changes nothing but the time. */
 static atomic_int crowded;
 #define CROWDED_CALLS 16
-#define CROWDED_SHARE 0.6 /* of a call, slept through by its threads together; uneven work alone stays below */
+#define CROWDED_SHARE 0.3 /* of a call, in which a thread neither ran nor slept */
+#define MAX_CROWD 4       /* threads a core: more only cost memory */
 
-static inline double seconds(void) {
+static inline double clock_seconds(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
+static inline double seconds(void) { return clock_seconds(CLOCK_MONOTONIC); }
 
 static inline void pause_cpu(void) {
 #if defined(__x86_64__)
@@ -87,8 +90,7 @@ static inline void team_wait(const member_t *me) {
         } else {
             const double begin = seconds();
             phase_sleep(b, phase);
-            /* Not at the first: an idle core that takes long to wake up is no sign of a crowd. */
-            if (phase) atomic_fetch_add(&b->slept, (long long)(1e9 * (seconds() - begin)));
+            *me->slept += seconds() - begin;
         }
     }
 }
@@ -136,34 +138,33 @@ static void team_run(int threads, work_t work, void *context) {
     atomic_init(&barrier.arrived, 0);
     atomic_init(&barrier.phase, 0);
     atomic_init(&barrier.sleepers, 0);
-    atomic_init(&barrier.slept, 0);
 #ifdef _OPENMP
     if (threads > 1 && atomic_load(&crowded) > 0) {
         atomic_fetch_sub(&crowded, 1);
         threads = 1;
     }
     if (threads > 1) {
-        const int spins = threads > omp_get_num_procs() ? 0 : SPINS;
-        const double begin = seconds();
+        const int cores = omp_get_num_procs(), spins = threads > cores ? 0 : SPINS;
+        if (threads > MAX_CROWD * cores) threads = MAX_CROWD * cores;
 #pragma omp parallel num_threads(threads)
         {
-            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier};
-            const uint64_t before = denormals_off();
+            double slept = 0;
+            const double begin = seconds(), ran = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier, &slept, denormals_off()};
             work(&me, context);
-            denormals_restore(before);
+            denormals_restore(me.floats);
             team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
+            const double took = seconds() - begin, off = took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran) - slept;
+            if (spins && off > CROWDED_SHARE * took) atomic_store(&crowded, CROWDED_CALLS);
         }
-        if (spins && 1e-9 * (double)atomic_load(&barrier.slept) > CROWDED_SHARE * (seconds() - begin))
-            atomic_store(&crowded, CROWDED_CALLS);
         return;
     }
 #else
     (void)threads;
 #endif
-    const member_t me = {0, 1, 0, &barrier};
-    const uint64_t before = denormals_off();
+    const member_t me = {0, 1, 0, &barrier, NULL, denormals_off()};
     work(&me, context);
-    denormals_restore(before);
+    denormals_restore(me.floats);
 }
 
 #endif
