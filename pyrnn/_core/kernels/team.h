@@ -20,6 +20,7 @@
 
 typedef struct {
     atomic_int arrived, phase, sleepers;
+    atomic_int late; /* whether a thread was kept off its core */
 } barrier_t;
 
 /* A thread's place in its team. */
@@ -31,9 +32,10 @@ typedef struct {
     uint64_t floats; /* the caller's floating-point state */
 } member_t;
 
-/* Calls to come that run on one thread, since a thread of a team was kept off its core by other programs. Every result is
-   the same to the bit on any number of threads, so this changes nothing but the time. */
-static atomic_int crowded;
+/* Calls to come that run on one thread, since in two calls running a thread of the team was kept off its core by other
+   programs (in one it may just have woken up on a wrong core). Every result is the same to the bit on any number of
+   threads, so this changes nothing but the time. */
+static atomic_int crowded, suspected;
 #define CROWDED_CALLS 16
 #define CROWDED_SHARE 0.3 /* of a call, in which a thread neither ran nor slept */
 #define MAX_CROWD 4       /* threads a core: more only cost memory */
@@ -138,6 +140,7 @@ static void team_run(int threads, work_t work, void *context) {
     atomic_init(&barrier.arrived, 0);
     atomic_init(&barrier.phase, 0);
     atomic_init(&barrier.sleepers, 0);
+    atomic_init(&barrier.late, 0);
 #ifdef _OPENMP
     if (threads > 1 && atomic_load(&crowded) > 0) {
         atomic_fetch_sub(&crowded, 1);
@@ -155,8 +158,10 @@ static void team_run(int threads, work_t work, void *context) {
             denormals_restore(me.floats);
             team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
             const double took = seconds() - begin, off = took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran) - slept;
-            if (spins && off > CROWDED_SHARE * took) atomic_store(&crowded, CROWDED_CALLS);
+            if (off > CROWDED_SHARE * took) atomic_store(&barrier.late, 1);
         }
+        const int late = atomic_load(&barrier.late);
+        if (atomic_exchange(&suspected, late) && late && spins) atomic_store(&crowded, CROWDED_CALLS);
         return;
     }
 #else
