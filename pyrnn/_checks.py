@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FLOATS = (np.dtype("float32"), np.dtype("float64"))  # in the machine's own byte order
+
 # What another library's array is made one of ours by, by the package that it comes from.
 DOORS = {
     "cupy": 'copy it with .get(), or run on the GPU: backend="cupy"',

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import refuse_foreign
+from .._checks import FLOATS, refuse_foreign
 from .tape import Node, Pullback, Version, is_recording, walk
-
-FLOATS = ("float32", "float64")
 
 
 def namespace(array: Any) -> Any:
@@ -46,7 +44,7 @@ class Tensor:
         array = data if hasattr(data, "__array_namespace__") or hasattr(data, "dtype") else np.asarray(data)
         if isinstance(array, np.generic):
             array = np.asarray(array)
-        if str(array.dtype) not in FLOATS or not array.dtype.isnative:
+        if array.dtype not in FLOATS:
             raise TypeError(f"data: expected float32 or float64, got {array.dtype}; cast with .astype(numpy.float32)")
         self._array = array
         self.requires_grad = bool(requires_grad)

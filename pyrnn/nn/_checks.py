@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import refuse_foreign
-from ..ops.arrays import FLOATS
+from .._checks import FLOATS, refuse_foreign
 from ..ops.shapes import Sizes, describe, match_shape
 
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import DOORS, type_name
+from .._checks import DOORS, FLOATS, type_name
 from ..autograd import Tensor
 from ..backend import Backend
-
-FLOATS = (np.dtype("float32"), np.dtype("float64"))
 
 
 def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:

@@ -7,20 +7,12 @@ static inline F(vec) F(gru_mix)(F(vec) n, F(vec) z, F(vec) h) { return F(fma)(z,
 
 /* The third column of the tile began at b_hn, so it is q; the inputs' part of n is still in `inputs`. */
 static inline void F(gru_after_forward)(const F(plan) *plan, const F(lanes) *at) {
-    const pyrnn_recurrent *p = plan->p;
-    const ptrdiff_t Hp = plan->Hp;
-    const F(vec) h = F(load)(F(h_slot)(p, plan, at->step) + at->row * Hp + at->unit);
+    const F(vec) h = F(load)(F(h_slot)(plan->p, plan, at->step) + at->row * plan->Hp + at->unit);
     const F(vec) r = F(sigmoid)(F(load)(at->gates)), z = F(sigmoid)(F(load)(at->gates + at->gate));
     const F(vec) q = F(load)(at->gates + 2 * at->gate);
     const F(vec) n = F(tanh)(F(fma)(r, q, F(load)(at->inputs + 2 * at->gate)));
     F(put_h)(plan, at, F(gru_mix)(n, z, h));
-    if (p->gates) {
-        REAL *kept = F(gates_of)(p, plan, at->step, at->row) + at->unit;
-        F(store)(kept, r);
-        F(store)(kept + Hp, z);
-        F(store)(kept + 2 * Hp, n);
-        F(store)(kept + 3 * Hp, q);
-    }
+    F(keep_gates)(plan, at, r, z, n, q);
 }
 
 /* First half of a reset-before step: r and z, and r·h for the second half. */

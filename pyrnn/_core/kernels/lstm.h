@@ -2,19 +2,13 @@
 
 static inline void F(lstm_forward)(const F(plan) *plan, const F(lanes) *at) {
     const pyrnn_recurrent *p = plan->p;
-    const ptrdiff_t Hp = plan->Hp, here = at->row * Hp + at->unit;
+    const ptrdiff_t here = at->row * plan->Hp + at->unit;
     const F(vec) i = F(sigmoid)(F(load)(at->gates)), f = F(sigmoid)(F(load)(at->gates + at->gate));
     const F(vec) g = F(tanh)(F(load)(at->gates + 2 * at->gate)), o = F(sigmoid)(F(load)(at->gates + 3 * at->gate));
     const F(vec) c = F(fma)(f, F(load)(F(c_slot)(p, plan, at->step) + here), i * g);
     F(store)(F(c_slot)(p, plan, at->step + 1) + here, c);
     F(put_h)(plan, at, o * F(tanh)(c));
-    if (p->gates) {
-        REAL *kept = F(gates_of)(p, plan, at->step, at->row) + at->unit;
-        F(store)(kept, i);
-        F(store)(kept + Hp, f);
-        F(store)(kept + 2 * Hp, g);
-        F(store)(kept + 3 * Hp, o);
-    }
+    F(keep_gates)(plan, at, i, f, g, o);
 }
 
 /* Takes dh and dc, stores the gate gradients, brings dc to the earlier step; the earlier dh comes from products alone. */

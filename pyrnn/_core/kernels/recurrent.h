@@ -142,6 +142,16 @@ typedef struct {
     ptrdiff_t gate;             /* from one gate to the next */
 } F(lanes);
 
+/* Keep four gates for the backward, where there is to be one. */
+static inline void F(keep_gates)(const F(plan) *plan, const F(lanes) *at, F(vec) a, F(vec) b, F(vec) c, F(vec) d) {
+    if (!plan->p->gates) return;
+    REAL *kept = F(gates_of)(plan->p, plan, at->step, at->row) + at->unit;
+    F(store)(kept, a);
+    F(store)(kept + plan->Hp, b);
+    F(store)(kept + 2 * plan->Hp, c);
+    F(store)(kept + 3 * plan->Hp, d);
+}
+
 static inline void F(put_h)(const F(plan) *plan, const F(lanes) *at, F(vec) h) {
     F(store)(F(h_slot)(plan->p, plan, at->step + 1) + at->row * plan->Hp + at->unit, h);
     F(store_part)(F(y_at)(plan->p, at->row, at->step) + at->unit, h, plan->p->H - at->unit);
