@@ -15,7 +15,7 @@ from .ops.recurrent import gru, lstm, rnn
 from .threads import get_num_threads, num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from . import autograd, data, io, nn, ops, optim, reference
+    from . import autograd, data, io, nn, ops, optim, reference, testing
 
 __all__ = [
     "Backend",
@@ -46,6 +46,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "softmax",
+    "testing",
     "use_backend",
     "vjp",
 ]
@@ -53,7 +54,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The upper floors are imported when they are first used: `import pyrnn` stays as quick as numpy's.
-    if name in ("data", "io", "nn", "optim"):
+    if name in ("data", "io", "nn", "optim", "testing"):
         from importlib import import_module
 
         return import_module(f".{name}", __name__)

@@ -90,6 +90,8 @@ class Backend(BasicOps):
         The class of the arrays that it takes and gives.
     compute_modes
         What ``use_backend(..., compute=)`` may ask of it beside the arrays' own precision.
+    note
+        What a user should know before choosing it, as the time that its first call takes; `backends` tells it.
     claims
         What it promises, op by op.
     """
@@ -98,6 +100,7 @@ class Backend(BasicOps):
     xp: Any = np
     array_type: type = np.ndarray
     compute_modes: tuple[str, ...] = ()
+    note: str = ""
     claims: Mapping[str, Claim] = {}
 
     def has(self, op: str) -> bool:
@@ -142,7 +145,7 @@ class BackendInfo(NamedTuple):
 
     def __str__(self) -> str:
         if self.backend is not None:
-            return f"{self.name}: available ({self.origin})"
+            return f"{self.name}: available ({self.origin})" + (f"; {self.backend.note}" if self.backend.note else "")
         return f"{self.name}: not available ({self.origin}): {self.reason}" + (
             f"; try: {self.install}" if self.install else ""
         )

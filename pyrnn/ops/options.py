@@ -14,11 +14,18 @@ from .shapes import Sizes, match_shape
 
 
 class Option(NamedTuple):
-    """An option's default and what brings a caller's value into its domain (or raises, naming it)."""
+    """An option's default, what brings a caller's value into its domain (or raises, naming it), and the domain.
+
+    ``kind`` is the name of the function that declared it; ``domain`` has the values of one that is chosen among few,
+    ``shape`` and ``bound`` are the symbols of one that is an array.
+    """
 
     default: Any
     check: Callable[[str, Any, Sizes, Backend], Any]
+    kind: str
     domain: tuple[Any, ...] = ()
+    shape: str = ""
+    bound: str = ""
 
 
 def flag(default: bool) -> Option:
@@ -27,7 +34,7 @@ def flag(default: bool) -> Option:
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> bool:
         return check_flag(name, value)
 
-    return Option(default, check, (False, True))
+    return Option(default, check, "flag", (False, True))
 
 
 def choice(*values: str) -> Option:
@@ -36,7 +43,7 @@ def choice(*values: str) -> Option:
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> str:
         return check_choice(name, value, values)
 
-    return Option(values[0], check, values)
+    return Option(values[0], check, "choice", values)
 
 
 def positive(default: float) -> Option:
@@ -45,7 +52,7 @@ def positive(default: float) -> Option:
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> float:
         return check_positive(name, value)
 
-    return Option(default, check)
+    return Option(default, check, "positive")
 
 
 def axis(default: int) -> Option:
@@ -58,7 +65,7 @@ def axis(default: int) -> Option:
             raise ValueError(f"{name}: expected an axis of {ndim} dimensions, got {value!r}")
         return number
 
-    return Option(default, check)
+    return Option(default, check, "axis")
 
 
 def lengths() -> Option:
@@ -67,7 +74,7 @@ def lengths() -> Option:
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> np.ndarray | None:
         return None if value is None else check_lengths(name, value, sizes["B"], sizes["T"])
 
-    return Option(None, check)
+    return Option(None, check, "lengths", shape="B")
 
 
 def indices(shape: str, bound: str = "") -> Option:
@@ -84,7 +91,7 @@ def indices(shape: str, bound: str = "") -> Option:
             check_range(name, array, sizes[bound], bound)
         return array.astype(np.int64)  # a copy: backward needs it as it is now
 
-    return Option(None, check)
+    return Option(None, check, "indices", shape=shape, bound=bound)
 
 
 def check_range(name: str, array: Any, size: int, symbol: str) -> None:
@@ -107,4 +114,4 @@ def mask(shape: str) -> Option:
         match_shape(name, shape, array.shape, sizes)
         return array
 
-    return Option(None, check)
+    return Option(None, check, "mask", shape=shape)

@@ -136,7 +136,7 @@ def run(step: Callable[..., Any], arrays: Any, config: Any, needs: Any) -> tuple
         np.zeros((batch, hidden), x.dtype) if getattr(arrays, name) is None else getattr(arrays, name).copy()
         for name in names
     )
-    y = np.zeros((batch, time, hidden), x.dtype)
+    y = np.zeros((batch, time, hidden), x.dtype, like=x)  # the property kit runs this on arrays that carry an error
     trail = []
     for s in range(steps.count):
         inputs = steps.read(x, s) @ arrays.w_ih.T
@@ -156,7 +156,7 @@ def run_back(step_back: Callable[..., Any], saved: Any, grad_outputs: Any, needs
     x, w_ih, w_hh = arrays.x, arrays.w_ih, arrays.w_hh
     shape = (x.shape[0], w_hh.shape[1])
     dy, *finals = grad_outputs
-    carried = tuple(np.zeros(shape, x.dtype) if grad is None else grad for grad in finals)
+    carried = tuple(np.zeros(shape, x.dtype) if grad is None else grad.copy() for grad in finals)
     grads = {name: np.zeros_like(a) for name, a in arrays._asdict().items() if a is not None}
     for s in reversed(range(steps.count)):
         live = steps.valid(s)

@@ -1,0 +1,466 @@
+"""Properties that any op can have: values, gradients, layouts, errors; independence of calls, rows and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from hypothesis import assume
+
+from ..ops.shapes import split_dimension
+from ..reference.backend import ReferenceBackend
+from ..threads import num_threads
+from .bounds import Bounded, allowed
+from .call import LAYOUTS, Call
+from .properties import (
+    all_within,
+    arguments,
+    expected,
+    expected_gradients,
+    prop,
+    same,
+    same_bits,
+    same_kind,
+    within,
+)
+from .subject import BackendSubject, Subject
+
+MODERATE = (1.0, 4.0)
+
+
+@prop("value")
+def value(subject: Subject, call: Call) -> None:
+    """Outputs are the reference's in float64, within the running error bound; dtype and shape are as declared."""
+    all_within(subject.forward(call), expected(call).outputs, call.dtype)
+
+
+@prop("gradient", backward=True)
+def gradient(subject: Subject, call: Call) -> None:
+    """Outputs and gradients in training are the reference's in float64, within the running error bound."""
+    want = expected(call)
+    outputs, pullback = subject.vjp(call)
+    all_within(outputs, want.outputs, call.dtype)
+    cotangents = call.cotangents()
+    all_within(pullback(cotangents), expected_gradients(call, want, cotangents), call.dtype, "gradient of ")
+
+
+# --- differences -------------------------------------------------------------------------------------------
+
+STEP = 2.0**-10
+
+
+def slope(function: Any, step: float) -> float:
+    """Return the derivative at 0 by central differences of fourth order (Abramowitz, Stegun 1964, 25.3.6)."""
+    near, far = function(step) - function(-step), function(2 * step) - function(-2 * step)
+    return float((8 * near - far) / (12 * step))
+
+
+def differences(
+    call: Call, run: Any, direction: Mapping[str, np.ndarray], cotangents: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Return the slope of ⟨v, f⟩ along a direction by differences, and what it may be off by.
+
+    ``run`` maps arrays to outputs in float64. The error is what two step sizes differ by (truncation), and the rounding
+    of the outputs, which a difference divides by the step.
+    """
+    base = {name: array.astype(np.float64) for name, array in call.arrays.items()}
+
+    def along(t: float) -> float:
+        moved = {name: array + t * direction[name] if name in direction else array for name, array in base.items()}
+        outputs = run(moved)
+        if call.config.get("activation") == "relu":  # a difference across a kink is no derivative
+            assume(np.array_equal(outputs["y"] > 0, here > 0))
+        return float(sum((v * outputs[name]).sum(dtype=np.float64) for name, v in cotangents.items()))
+
+    here = next(iter(run(base).values()))
+    coarse, fine = slope(along, STEP), slope(along, STEP / 2)
+    want = expected(call.changed(dtype="float64"), base).outputs
+    noise = sum(float((np.abs(v) * allowed(want[name], "float64")).sum()) for name, v in cotangents.items())
+    return fine, abs(coarse - fine) + 4 * noise / STEP + 1e-12 * (1 + abs(fine))
+
+
+@prop(
+    "difference",
+    backward=True,
+    share=0.5,
+    draws={"dtypes": ("float64",), "regimes": ("tiny", "small"), "gains": MODERATE},
+)
+def difference(subject: Subject, call: Call) -> None:
+    """In float64, each gradient is the slope by central differences, in a random direction, with random cotangents."""
+    _, pullback = subject.vjp(call)
+    cotangents = call.cotangents()
+    grads = pullback(cotangents)
+    rng = call.rng(1)
+
+    def run(arrays: Mapping[str, Any]) -> Any:
+        return subject.forward(call, {name: subject.on_device(a) for name, a in arrays.items()})
+
+    for name, array in call.arrays.items():
+        direction = rng.standard_normal(array.shape)
+        want, error = differences(call, run, {name: direction}, cotangents)
+        grad = grads[name]
+        if grad is None:
+            raise AssertionError(f"gradient of {name}: expected an array, got None")
+        got = float((grad * direction).sum())
+        if not abs(got - want) <= error:
+            raise AssertionError(
+                f"gradient of {name}: along a direction expected {want:.9g} by differences, within {error:.2g}, "
+                f"got {got:.9g}"
+            )
+
+
+@prop(
+    "adjoint", backward=True, share=0.5, draws={"dtypes": ("float32",), "regimes": ("tiny", "small"), "gains": MODERATE}
+)
+def adjoint(subject: Subject, call: Call) -> None:
+    """In float32, ⟨v, J u⟩ = ⟨Jᵀ v, u⟩ for random u, v: J u by differences of the reference, Jᵀ v by backward."""
+    want = expected(call)
+    _, pullback = subject.vjp(call)
+    cotangents = call.cotangents()
+    grads = pullback(cotangents)
+    bounds = expected_gradients(call, want, cotangents)
+    rng = call.rng(2)
+    direction = {name: rng.standard_normal(array.shape) for name, array in call.arrays.items()}
+
+    def run(arrays: Mapping[str, Any]) -> Any:
+        return {name: out.value for name, out in expected(call.changed(dtype="float64"), arrays).outputs.items()}
+
+    forth, error = differences(call, run, direction, cotangents)
+    back = 0.0
+    for name, u in direction.items():
+        grad = grads[name]
+        if grad is None:
+            raise AssertionError(f"gradient of {name}: expected an array, got None")
+        back += float((grad.astype(np.float64) * u).sum())
+        error += float((allowed(bounds[name], call.dtype) * np.abs(u)).sum())
+    if not abs(forth - back) <= error:
+        raise AssertionError(f"⟨v, J u⟩ = {forth:.9g} but ⟨Jᵀ v, u⟩ = {back:.9g}, which is not within {error:.2g}")
+
+
+# --- arrays of any kind ------------------------------------------------------------------------------------
+
+
+@prop("layouts", backward=True, draws={"regimes": ("tiny", "small"), "layouts": LAYOUTS})
+def layouts(subject: Subject, call: Call) -> None:
+    """Strided, transposed, reversed, repeated, unaligned, read-only arrays and cotangents give what plain ones give."""
+    want = expected(call)
+    arrays = subject.arrays(call)
+    all_within(subject.forward(call, arrays), want.outputs, call.dtype)
+    outputs, pullback = subject.vjp(call, arrays)
+    all_within(outputs, want.outputs, call.dtype)
+    cotangents = call.cotangents()
+    rng = call.rng(3)
+    lying = {
+        name: subject.on_device(v, str(rng.choice([layout for layout in subject.layouts if layout != "repeated"])))
+        for name, v in cotangents.items()
+    }
+    all_within(pullback(lying), expected_gradients(call, want, cotangents), call.dtype, "gradient of ")
+
+
+NOTHING = {"B": (0, 2), "T": (0, 2), "I": (0, 2), "F": (0, 2), "O": (0, 2), "D": (0, 2), "... size": (0, 2)}
+
+
+@prop("empty", backward=True, share=0.5, draws={"regimes": ("tiny",), "sizes": NOTHING})
+def empty(subject: Subject, call: Call) -> None:
+    """Sizes of 0 and 1 work, forward and backward: no rows, no steps, no features."""
+    value(subject, call)
+    gradient(subject, call)
+
+
+@prop("nan", share=0.5, draws={"regimes": ("tiny", "small"), "config": {"axis": (-1,)}})
+def nan(subject: Subject, call: Call) -> None:
+    """A NaN in one row of an input reaches what the reference says, no other row, and is never swallowed."""
+    name = next(iter(call.arrays))
+    spoilt = {key: array.copy() for key, array in call.arrays.items()}
+    if not spoilt[name].size or not spoilt[name].ndim:
+        return
+    row = int(call.rng(4).integers(len(spoilt[name])))
+    spoilt[name][row] = np.nan
+    wide = {key: array.astype(np.float64) for key, array in spoilt.items()}
+    checked, options = arguments(call, wide)
+    with np.errstate(invalid="ignore"):
+        outputs, _ = getattr(ReferenceBackend(), f"{call.op}_forward")(checked, options)
+        got = subject.forward(call, {key: subject.on_device(array) for key, array in spoilt.items()})
+    clean = expected(call).outputs
+    for key, reference in zip(call.declared.outputs, outputs, strict=True):
+        lost = np.isnan(reference)
+        same_kind(key, got[key], call.dtype, reference.shape)
+        if not np.array_equal(np.isnan(got[key]), lost):
+            at = [int(i) for i in np.argwhere(np.isnan(got[key]) != lost)[0]]
+            which = "is NaN but should not be" if lost.size and not lost[tuple(at)] else "should be NaN but is not"
+            raise AssertionError(f"{key}{at}: {which}, with NaN in row {row} of {name}")
+        calm = Bounded(np.where(lost, 0, clean[key].value), clean[key].unit, np.where(lost, np.inf, clean[key].error))
+        within(key, np.where(lost, 0, got[key]).astype(call.dtype), calm, call.dtype)
+
+
+# --- calls don't disturb each other, nor their arguments -------------------------------------------------------
+
+
+@prop("inputs", backward=True, share=0.5, draws={"regimes": ("tiny", "small")})
+def inputs(subject: Subject, call: Call) -> None:
+    """Nothing handed over is written to: arrays, options, cotangents. No result is one of them, or part of one."""
+    arrays = {name: subject.on_device(array.copy()) for name, array in call.arrays.items()}
+    config = {k: np.array(v) if isinstance(v, list) else v for k, v in call.config.items()}
+    cotangents = call.cotangents()
+    given = {name: subject.on_device(v.copy()) for name, v in cotangents.items()}
+    results = subject.forward(call, arrays, **config)
+    outputs, pullback = subject.vjp(call, arrays, **config)
+    grads = pullback(given)
+    for kept, now in ((call.arrays, arrays), (cotangents, given)):
+        for name, before in kept.items():
+            after = now[name].get() if hasattr(now[name], "get") else now[name]
+            same_bits(name, np.asarray(after), before, "was written to")
+    for name, option in call.config.items():
+        if not np.array_equal(config[name], option):
+            raise AssertionError(f"{name}: was written to")
+    handed = [a for a in (*arrays.values(), *given.values()) if isinstance(a, np.ndarray)]
+    found = {**{f"{name}": a for name, a in results.items()}, **{f"gradient of {n}": g for n, g in grads.items()}}
+    for name, array in (*found.items(), *outputs.items()):
+        if array is not None and any(np.may_share_memory(array, other) for other in handed):
+            raise AssertionError(f"{name}: shares memory with an argument; results are the caller's own")
+
+
+@prop("independence", backward=True, share=0.5, draws={"regimes": ("tiny", "small")})
+def independence(subject: Subject, call: Call) -> None:
+    """Results outlive later calls; two forwards may come before their backwards; weights changed in place count."""
+    other = call.changed(seed=call.seed + 1)
+    want, want_other = expected(call), expected(other)
+    cotangents, cotangents_other = call.cotangents(), other.cotangents()
+    arrays = {name: subject.on_device(array.copy()) for name, array in call.arrays.items()}
+    first = subject.forward(call, arrays)
+    trained, pullback = subject.vjp(call, arrays)
+    kept = {name: array.copy() for name, array in (*first.items(), *((f"{n}'", a) for n, a in trained.items()))}
+    subject.forward(other)
+    _, pullback_other = subject.vjp(other)
+    grads = pullback(cotangents)
+    kept_grads = {name: None if g is None else g.copy() for name, g in grads.items()}
+    grads_other = pullback_other(cotangents_other)
+    bounds = expected_gradients(call, want, cotangents)
+    all_within(grads, bounds, call.dtype, "after another forward, gradient of ")
+    all_within(
+        grads_other,
+        expected_gradients(other, want_other, cotangents_other),
+        call.dtype,
+        "of two forwards, gradient of ",
+    )
+    same("", {**first, **{f"{n}'": a for n, a in trained.items()}}, kept, "a later call wrote to an earlier result")
+    same("gradient of ", grads, kept_grads, "a later call wrote to an earlier result")
+    for name, array in arrays.items():
+        array[...] = subject.on_device(other.arrays[name])
+    all_within(subject.forward(other, arrays), want_other.outputs, call.dtype, "after a change in place, ")
+
+
+@prop("backward", backward=True, share=0.5, draws={"regimes": ("tiny", "small")})
+def backward(subject: Subject, call: Call) -> None:
+    """Backward may run twice, gives just what is needed, and takes None for a zero cotangent."""
+    want = expected(call)
+    _, pullback = subject.vjp(call)
+    cotangents = call.cotangents()
+    first = {name: None if g is None else g.copy() for name, g in pullback(cotangents).items()}
+    rng = call.rng(5)
+    names = list(call.declared.arrays)
+    needs = [bool(rng.integers(2)) for _ in names]
+    absent = rng.choice(list(cotangents))
+    missing = {name: None if name == absent else v for name, v in cotangents.items()}
+    zeros = {name: np.zeros_like(v) if name == absent else v for name, v in cotangents.items()}
+    some = pullback(cotangents, needs)
+    without = pullback(missing)
+    again = pullback(cotangents)
+    bounds = expected_gradients(call, want, cotangents)
+    all_within(first, bounds, call.dtype, "gradient of ")
+    all_within(again, bounds, call.dtype, "the second time, gradient of ")
+    all_within(
+        without,
+        expected_gradients(call, want, zeros),
+        call.dtype,
+        f"with None for the cotangent of {absent}, gradient of ",
+    )
+    for name, need in zip(names, needs, strict=True):
+        if not need and some[name] is not None:
+            raise AssertionError(f"gradient of {name}: expected None where it is not needed, got an array")
+        if need and name in call.arrays:
+            within(f"where only some are needed, gradient of {name}", some[name], bounds[name], call.dtype)
+
+
+@prop("inference", of_backends=True, share=0.2, draws={"regimes": ("tiny", "small")})
+def inference(subject: Subject, call: Call) -> None:
+    """With ``needs=None`` a forward keeps nothing for a backward."""
+    assert isinstance(subject, BackendSubject)
+    declared = call.declared
+    filled = {name: call.config.get(name, option.default) for name, option in declared.options.items()}
+    arrays = subject.arrays(call)
+    checked, options = declared.check([arrays.get(name) for name in declared.arrays], filled, subject.backend)
+    _, saved = getattr(subject.backend, f"{call.op}_forward")(checked, options, needs=None)
+    if saved is not None:
+        raise AssertionError(f"saved: expected None in inference, got a {type(saved).__name__}")
+
+
+@prop("concurrency", backward=True, share=0.2, draws={"regimes": ("small", "busy")})
+def concurrency(subject: Subject, call: Call) -> None:
+    """Calls from several Python threads at once give what they give alone."""
+    mine = [call.changed(seed=call.seed + k) for k in range(4)]
+    wants = [expected(one) for one in mine]
+
+    def run(k: int) -> None:
+        one, want = mine[k % 4], wants[k % 4]
+        cotangents = one.cotangents()
+        all_within(subject.forward(one), want.outputs, one.dtype)
+        outputs, pullback = subject.vjp(one)
+        all_within(outputs, want.outputs, one.dtype)
+        all_within(pullback(cotangents), expected_gradients(one, want, cotangents), one.dtype, "gradient of ")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(8)))
+
+
+# --- rows and threads --------------------------------------------------------------------------------------
+
+
+def rows_of(call: Call, rows: list[int]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays and the options of some rows of the batch (the first of all leading dimensions)."""
+    declared = call.declared
+
+    def pick(shape: str, value: Any) -> Any:
+        return np.asarray(value)[rows] if shape.split()[:1] in (["B"], ["..."]) else value
+
+    arrays = {name: pick(declared.arrays[name], array) for name, array in call.arrays.items()}
+    config = {name: pick(declared.options[name].shape, value) for name, value in call.config.items()}
+    return arrays, config
+
+
+def some_rows(call: Call) -> list[int]:
+    batch = call.sizes["B"] if "B" in call.sizes else (call.sizes["..."] or (0,))[0]
+    assume(batch > 0)
+    rng = call.rng(6)
+    return [int(row) for row in rng.integers(0, batch, rng.integers(1, batch + 2))]
+
+
+BATCHED = {"sizes": {"...": (1, 3)}, "config": {"axis": (-1,)}}
+
+
+@prop("batch", share=0.5, draws=BATCHED)
+def batch(subject: Subject, call: Call) -> None:
+    """A row's result does not depend on the batch that it is in."""
+    rows = some_rows(call)
+    arrays, config = rows_of(call, rows)
+    got = subject.forward(call, {name: subject.on_device(a) for name, a in arrays.items()}, **config)
+    want = {name: bounded[rows] for name, bounded in expected(call).outputs.items()}
+    all_within(got, want, call.dtype, "of some rows, ")
+
+
+@prop("batch-bitwise", claim="batch", draws=BATCHED)
+def batch_bitwise(subject: Subject, call: Call) -> None:
+    """Nor does any bit of it."""
+    rows = some_rows(call)
+    arrays, config = rows_of(call, rows)
+    whole = subject.forward(call)
+    got = subject.forward(call, {name: subject.on_device(a) for name, a in arrays.items()}, **config)
+    want = {name: output[rows] for name, output in whole.items()}
+    same("", got, want, f"rows {rows} alone and in their batch are not the same to the bit")
+
+
+THREADS = (1, 2, 3, 8)
+
+
+@prop(
+    "threads", of_backends=True, backward=True, share=0.5, draws={"regimes": ("small", "wide", "tall", "busy", "busy")}
+)
+def threads(subject: Subject, call: Call) -> None:
+    """Outputs and gradients are right with any number of threads."""
+    want = expected(call)
+    cotangents = call.cotangents()
+    bounds = expected_gradients(call, want, cotangents)
+    for n in THREADS:
+        with num_threads(n):
+            all_within(subject.forward(call), want.outputs, call.dtype, f"with {n} threads, ")
+            outputs, pullback = subject.vjp(call)
+            all_within(outputs, want.outputs, call.dtype, f"with {n} threads, ")
+            all_within(pullback(cotangents), bounds, call.dtype, f"with {n} threads, gradient of ")
+
+
+@prop(
+    "threads-bitwise", of_backends=True, claim="threads", draws={"regimes": ("small", "wide", "tall", "busy", "busy")}
+)
+def threads_bitwise(subject: Subject, call: Call) -> None:
+    """Outputs are the same to the bit with any number of threads."""
+    results = []
+    for n in THREADS:
+        with num_threads(n):
+            results.append(subject.forward(call))
+            same("", results[-1], results[0], f"1 and {n} threads do not give the same bits")
+
+
+@prop(
+    "gradient-threads-bitwise",
+    of_backends=True,
+    backward=True,
+    claim="weight gradients",
+    draws={"regimes": ("small", "wide", "tall", "busy", "busy")},
+)
+def gradient_threads_bitwise(subject: Subject, call: Call) -> None:
+    """Gradients are the same to the bit with any number of threads."""
+    cotangents = call.cotangents()
+    results = []
+    for n in THREADS:
+        with num_threads(n):
+            results.append(subject.vjp(call)[1](cotangents))
+            same("gradient of ", results[-1], results[0], f"1 and {n} threads do not give the same bits")
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+# A value outside of an option's domain, by its kind.
+WRONG: dict[str, tuple[type[Exception], Any]] = {
+    "flag": (TypeError, "yes"),
+    "choice": (ValueError, "nonsense"),
+    "positive": (ValueError, -1.0),
+    "lengths": (TypeError, 1.5),
+}
+
+
+@prop("errors", share=0.1, draws={"regimes": ("tiny",), "sizes": {"B": (2, 3), "... size": (2, 3)}})
+def errors(subject: Subject, call: Call) -> None:
+    """A wrong dtype is a TypeError, a wrong shape a ValueError, and the message begins with the argument's name."""
+    arrays = subject.arrays(call)
+    declared = call.declared
+    shapes = {name: declared.arrays[name].split() for name in arrays}
+
+    def must_raise(kind: type[Exception], names: list[str], what: str, changes: dict[str, Any], **config: Any) -> None:
+        try:
+            subject.forward(call, {**arrays, **changes}, **config)
+        except kind as error:
+            if not any(str(error).startswith(name) for name in names):
+                raise AssertionError(
+                    f"{what}: expected a message that begins with {' or '.join(names)}: {error}"
+                ) from error
+        except Exception as error:
+            raise AssertionError(f"{what}: expected a {kind.__name__}, got {type(error).__name__}: {error}") from error
+        else:
+            raise AssertionError(f"{what}: expected a {kind.__name__}, but it was taken")
+
+    for name, array in arrays.items():
+        must_raise(TypeError, [name], f"{name} of float16", {name: array.astype("float16")})
+        if len(arrays) > 1:
+            other = {"float32": "float64", "float64": "float32"}[call.dtype]
+            must_raise(TypeError, list(arrays), f"{name} alone of {other}", {name: array.astype(other)})
+        if shapes[name][0] != "...":
+            must_raise(ValueError, [name], f"{name} with one dimension more", {name: array[None]})
+        for axis, dimension in enumerate(shapes[name]):
+            symbol = split_dimension(dimension)[1]
+            sharing = [
+                n for n, shape in shapes.items() for d in shape if d != "..." and split_dimension(d)[1] == symbol
+            ]
+            held = [key for key in call.config if declared.options[key].shape == symbol]
+            if dimension != "..." and len(sharing) + len(held) > 1:  # else no size is wrong
+                at = axis - len(shapes[name])  # from the right: `...` is any number of dimensions
+                twice = subject.xp.concatenate([array, array], axis=at)
+                must_raise(ValueError, [*sharing, *held], f"{name} with {symbol} twice as large", {name: twice})
+    for name in declared.required:
+        must_raise(TypeError, [name], f"{name} of None", {name: None})
+    for name, option in declared.options.items():
+        if subject.claim(call.op).options.get(name) != (option.default,) and option.kind in WRONG:
+            kind, wrong = WRONG[option.kind]
+            must_raise(kind, [name], f"{name} of {wrong!r}", {}, **{name: wrong})

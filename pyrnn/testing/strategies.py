@@ -1,0 +1,198 @@
+"""Hypothesis strategies for calls of the ops, derived from their declarations; for your own tests too.
+
+::
+
+    from hypothesis import given
+    from pyrnn.testing import strategies
+
+    @given(strategies.calls("lstm", sizes={"B": (1, 4), "T": (0, 20)}))
+    def test_mine(call):
+        y = my_lstm(**call.arrays, **call.config)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from ..ops.declaration import OPS, Op
+from ..ops.options import Option
+from ..ops.shapes import split_dimension
+from .call import LAYOUTS, Call
+
+Bounds = Mapping[str, tuple[int, int]]
+
+# Kinds of sizes. Each is cheap, and each reaches what the others don't: blocks of time, of rows, of units, of inputs.
+# The symbol "" stands for those that are not named.
+REGIMES: dict[str, Bounds] = {
+    "tiny": {"B": (1, 3), "T": (1, 4), "": (1, 4)},
+    "small": {"B": (1, 9), "T": (1, 10), "": (1, 40)},
+    "wide": {"B": (1, 3), "T": (1, 3), "I": (1, 40), "": (60, 300)},
+    "deep": {"B": (1, 3), "T": (1, 3), "I": (60, 300), "": (1, 40)},
+    "long": {"B": (1, 3), "T": (60, 300), "": (1, 6)},
+    "tall": {"B": (30, 150), "T": (1, 3), "": (1, 20)},
+    "busy": {"B": (8, 40), "T": (4, 16), "": (20, 80)},
+}
+# Weights that let errors fade, as at the start of training, and gates driven into saturation.
+GAINS = (1.0, 4.0, 60.0)
+FLOATS = ("float32", "float64")
+
+
+def dtypes(of: Sequence[str] = FLOATS) -> st.SearchStrategy[str]:
+    """Draw a dtype by name."""
+    return st.sampled_from(list(of))
+
+
+def layouts(of: Sequence[str] = LAYOUTS) -> st.SearchStrategy[str]:
+    """Draw a memory layout; see `pyrnn.testing.LAYOUTS`."""
+    return st.sampled_from(list(of))
+
+
+def lengths(batch: int, time: int) -> st.SearchStrategy[list[int]]:
+    """Draw the valid steps of each row: 0 and ``time`` among them, in any order."""
+    one = st.integers(0, time) | st.sampled_from([0, time])
+    return st.lists(one, min_size=batch, max_size=batch)
+
+
+@st.composite
+def sizes(draw: Any, op: str, bounds: Bounds | None = None, regimes: Sequence[str] = tuple(REGIMES)) -> dict[str, Any]:
+    """Draw a size for each symbol of an op's declaration.
+
+    Parameters
+    ----------
+    op
+        Its name.
+    bounds
+        Least and greatest size of a symbol, over what the regime says; for ``"..."`` the number of dimensions.
+    regimes
+        Of `REGIMES`, those to draw from.
+    """
+    regime = REGIMES[draw(st.sampled_from(list(regimes)))]
+    given = bounds or {}
+    found: dict[str, Any] = {}
+    for symbol in symbols(OPS[op]):
+        if symbol == "...":
+            low, high = given.get("...", (0, 3))
+            found[symbol] = tuple(draw(st.lists(st.integers(1, 4), min_size=low, max_size=high)))
+        else:
+            low, high = given.get(symbol, regime.get(symbol, regime[""]))
+            found[symbol] = draw(st.integers(low, high) | st.sampled_from(_round(low, high)))
+    return found
+
+
+def _round(low: int, high: int) -> list[int]:
+    """Return the sizes from low to high that kernels are cut for; the least where there is none."""
+    return [size for size in (8, 16, 32, 48, 64, 128, 256) if low <= size <= high] or [low]
+
+
+def symbols(op: Op) -> list[str]:
+    """Return the symbols of an op's shapes, in the order in which they occur."""
+    shapes = [*op.arrays.values(), *op.outputs.values(), *(option.shape for option in op.options.values())]
+    found = {split_dimension(d)[1] if d != "..." else d: None for shape in shapes for d in shape.split()}
+    return list(found)
+
+
+@st.composite
+def configurations(
+    draw: Any, op: str, sizes: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]] | None = None
+) -> Any:
+    """Draw an op's options for arrays of these sizes, by name; those left out are at their default.
+
+    Parameters
+    ----------
+    op, sizes
+        The op's name, and the size of each of its symbols.
+    fixed
+        Options that are to take one of some values only.
+    """
+    found = {}
+    for name, option in OPS[op].options.items():
+        if fixed and name in fixed:
+            value = draw(st.sampled_from(list(fixed[name])))
+        else:
+            value = draw(option_values(option, sizes))
+        if value is not None and value != option.default:
+            found[name] = value
+    return found
+
+
+def option_values(option: Option, sizes: Mapping[str, Any]) -> st.SearchStrategy[Any]:
+    """Draw a value of an option; arrays are nested lists."""
+    if option.domain:
+        return st.sampled_from(option.domain)
+    if option.kind == "positive":
+        return st.sampled_from([option.default, option.default * 1e3])
+    if option.kind == "lengths":
+        return st.none() | lengths(sizes["B"], sizes["T"])
+    if option.kind == "axis":
+        ndim = len(sizes["..."]) + 1
+        return st.sampled_from([-1, *range(-ndim, ndim)])
+    if option.kind == "mask":
+        return st.none() | _nested(st.booleans(), sizes["..."])
+    if option.kind == "indices":
+        # Where no symbol bounds them, they pick one of the last axis: the classes.
+        count = sizes[option.bound or "C"]
+        return _nested(st.integers(0, count - 1), sizes["..."])
+    raise NotImplementedError(f"no strategy for options of kind {option.kind!r}")
+
+
+def _nested(one: st.SearchStrategy[Any], shape: Sequence[int]) -> st.SearchStrategy[Any]:
+    for size in reversed(shape):
+        one = st.lists(one, min_size=size, max_size=size)
+    return one
+
+
+@st.composite
+def calls(
+    draw: Any,
+    op: str,
+    *,
+    sizes: Bounds | None = None,
+    regimes: Sequence[str] = tuple(REGIMES),
+    dtypes: Sequence[str] = FLOATS,
+    gains: Sequence[float] = GAINS,
+    layouts: Sequence[str] = ("C",),
+    optional: Mapping[str, Sequence[bool]] | None = None,
+    config: Mapping[str, Sequence[Any]] | None = None,
+) -> Call:
+    """Draw a call of an op.
+
+    Parameters
+    ----------
+    op
+        Its name.
+    sizes, regimes
+        See `sizes`: bounds of single symbols, and the kinds of sizes to draw from.
+    dtypes, gains, layouts
+        To draw from.
+    optional
+        For an optional array that is not free to be there or not: which it may be.
+    config
+        For an option that is to take some values only: those.
+    """
+    declared = OPS[op]
+    drawn = draw(_sizes(op, sizes, regimes))
+    options = draw(configurations(op, drawn, config))
+    given = [
+        name
+        for name in declared.arrays
+        if name not in declared.required and draw(st.sampled_from(list((optional or {}).get(name, (True, False)))))
+    ]
+    if options.get("reset_after") is False and "b_hn" in given:
+        given.remove("b_hn")  # the GRU's one rule
+    lying = {name: draw(st.sampled_from(list(layouts))) for name in (*declared.required, *given)}
+    return Call(
+        op,
+        drawn,
+        dtype=draw(st.sampled_from(list(dtypes))),
+        seed=draw(st.integers(0, 2**16)),
+        gain=draw(st.sampled_from(list(gains))),
+        optional=tuple(given),
+        layouts={name: layout for name, layout in lying.items() if layout != "C"},
+        config=options,
+    )
+
+
+_sizes = sizes  # the parameter of `calls` has the same name
