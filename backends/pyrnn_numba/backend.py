@@ -1,0 +1,24 @@
+"""The backend's class."""
+
+from __future__ import annotations
+
+from pyrnn import Backend, BackendUnavailableError
+from pyrnn.backend import Claim
+
+from .recurrent import RecurrentOps
+from .vector import HAS_FMA
+
+INVARIANT = Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"}))
+
+
+class NumbaBackend(RecurrentOps, Backend):
+    """Kernels compiled by Numba, forward and backward, on several threads, in float32 and float64."""
+
+    name = "numba"
+    claims = dict.fromkeys(("rnn", "lstm", "gru"), INVARIANT)
+
+    def __init__(self) -> None:
+        if not HAS_FMA:
+            raise BackendUnavailableError(
+                self.name, "this CPU has no fused multiply-add, which its kernels are made of"
+            )
