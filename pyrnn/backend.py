@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,7 +85,7 @@ class Backend(BasicOps):
     Attributes
     ----------
     name
-        What it is registered and asked for under.
+        What it is registered and asked for under: its entry point's name.
     xp
         Its array module, numpy or one with numpy's names.
     array_type
@@ -161,40 +163,84 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
     from importlib.metadata import entry_points  # costs more than all of pyrnn, so only when asked for
 
     found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
         if all(point.value != other.value for other in found.setdefault(point.name, [])):
             found[point.name].append(point)
     return found
 
 
+class _EntryPointError(Exception):
+    """An entry point names nothing, or nothing that is a backend."""
+
+
 def _import(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """Return what an entry point names: ``module:attribute``, perhaps with extras in brackets after it."""
+    module, _, attributes = path.partition("[")[0].replace(" ", "").partition(":")
+    if not module or not attributes:
+        raise _EntryPointError("it names no class, as 'package:Class' does")
+    found = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            raise _EntryPointError(f"{module} has no {attributes}")
+        found = getattr(found, attribute)
+    return found
 
 
 def _load(name: str) -> Backend:
-    if name in BUILT_IN:
-        loader: Callable[[], Any] = lambda: _import(BUILT_IN[name])  # noqa: E731
-    else:
+    point = None
+    if name not in BUILT_IN:
         points = _entry_points()[name]
         if len(points) > 1:
-            origins = " and ".join(point.value for point in points)
+            origins = " and ".join(f"{point.value} (of {_distribution(point)})" for point in points)
             raise BackendUnavailableError(name, f"{len(points)} plugins have this name: {origins}; uninstall one")
-        loader = points[0].load
+        point = points[0]
+    path = BUILT_IN[name] if point is None else point.value
     try:
-        plugin = loader()
+        plugin = _import(path)
+        if isinstance(plugin, type) and not issubclass(plugin, Backend):
+            raise _EntryPointError(f"it gives {plugin.__qualname__}, which is not derived from pyrnn.Backend")
         backend = plugin() if isinstance(plugin, type) else plugin
-    except BackendUnavailableError:
+        if not isinstance(backend, Backend):
+            raise _EntryPointError(f"it gives no Backend, but an object of type {type(backend).__qualname__}")
+    except (BackendUnavailableError, KeyboardInterrupt):
         raise
+    except _EntryPointError as error:
+        raise BackendUnavailableError(name, f"its entry point {path!r} is wrong: {error}") from None
     except ModuleNotFoundError as error:
+        raise BackendUnavailableError(name, str(error), _what_installs(error.name, path, point)) from error
+    except BaseException as error:  # sys.exit() and the panic of a Rust extension are no Exceptions
+        raise BackendUnavailableError(name, f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+    kind, called = type(backend).__qualname__, getattr(backend, "name", None)
+    if called is None:
+        raise BackendUnavailableError(name, f"its class {kind} has no name; write: name = {name!r}")
+    if called != name:  # models and messages keep the name, to find the backend by it again
         raise BackendUnavailableError(
-            name, str(error), f"pip install {(error.name or '').partition('.')[0]}"
-        ) from error
-    except Exception as error:
-        raise BackendUnavailableError(name, f"{type(error).__name__}: {error}") from error
-    if not isinstance(backend, Backend):
-        raise BackendUnavailableError(name, f"its entry point gives a {type(backend).__name__}, no Backend")
+            name, f"its class {kind} has the name {called!r}; name it as the entry point does, {name!r}"
+        )
     return backend
+
+
+def _distribution(point: EntryPoint) -> str:
+    return "an unknown distribution" if point.dist is None else point.dist.name
+
+
+def _what_installs(missing: str | None, path: str, point: EntryPoint | None) -> str:
+    """Return the command that installs a module, by what the plugin's distribution says of it, or an empty string."""
+    package = (missing or "").partition(".")[0]
+    if not package:
+        return ""
+    install = "pip install --upgrade" if package in sys.modules else "pip install"  # there, but without this part
+    if point is None or point.dist is None:
+        return f"{install} {package}"
+    own = point.dist.name
+    if package == path.partition(":")[0].partition(".")[0]:
+        return f"pip install --force-reinstall {own}"
+    for requirement in point.dist.requires or []:
+        required = re.match(r"[\w.-]+", requirement)
+        if required and re.sub(r"[-_.]+", "-", required[0]).lower() == re.sub(r"[-_.]+", "-", package).lower():
+            extra = re.search(r"\bextra\s*==\s*['\"]([^'\"]+)", requirement)
+            return f'{install} "{own}[{extra[1]}]"' if extra else f"{install} {required[0]}"
+    return f"{install} {package}"
 
 
 def get_backend(name: str | Backend) -> Backend:
@@ -242,7 +288,7 @@ def backends() -> list[BackendInfo]:
             infos.append(BackendInfo(name, origin, None, error.reason, error.install))
     for name in BUILT_IN:
         for point in _entry_points().get(name, []):
-            reason = "this name is built in and can't be taken by a plugin"
+            reason = f"this name is built in and can't be taken by a plugin (of {_distribution(point)})"
             infos.append(BackendInfo(name, point.value, None, reason))
     return infos
 

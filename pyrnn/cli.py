@@ -37,14 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _check(arguments)
 
 
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
 def _check(arguments: argparse.Namespace) -> int:
     try:
+        if arguments.json is not None and not arguments.json.absolute().parent.is_dir():  # before minutes of checks
+            raise ValueError(f"--json: there is no folder {arguments.json.parent}")
         from .testing import check_backend
 
         report = check_backend(
             arguments.backend,
-            arguments.ops and arguments.ops.split(","),
-            properties=arguments.properties and arguments.properties.split(","),
+            _words(arguments.ops),
+            properties=_words(arguments.properties),
             max_examples=arguments.max_examples,
             seed=arguments.seed,
         )
