@@ -1,4 +1,4 @@
-"""Time the recurrent ops against the NumPy reference and, where it is installed, PyTorch.
+"""Time the recurrent ops against the NumPy reference and, where they are installed, the Numba plugin and PyTorch.
 
 All contenders of a case take turns, round after round, so that the machine's drift meets each alike; a turn is a pause,
 a call to wake up, and a timed call. The table has medians in milliseconds and the ratio of each peer's time to pyrnn's
@@ -49,6 +49,8 @@ def contenders(op: str, B: int, T: int, H: int, mode: str, threads: int) -> dict
     found = {"pyrnn": on("cython")}
     if B * T * rows * H * (2 if mode == "forward" else 6) < REFERENCE_LIMIT:
         found["reference"] = on("reference")
+    if find_spec("numba"):
+        found["numba"] = on("numba")
     if find_spec("torch"):
         import torch
 
@@ -99,13 +101,14 @@ def main() -> None:
     pyrnn.set_num_threads(arguments.threads)
     pyrnn.show_config()
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, {arguments.rounds} rounds\n")
-    print("| op | mode | B×T×H | pyrnn ms | reference ÷ | torch ÷ |\n|---|---|---|---|---|---|")
+    peers = ("numba", "reference", "torch")
+    print(f"| op | mode | B×T×H | pyrnn ms | {' | '.join(f'{peer} ÷' for peer in peers)} |\n|{'---|' * 7}")
     for op in ops:
         for mode in modes:
             for shape in shapes:
                 B, T, H = map(int, shape)
                 ms = measure(contenders(op, B, T, H, mode, arguments.threads), arguments.rounds)
-                ratios = [f"{ms[peer] / ms['pyrnn']:.2f}" if peer in ms else "–" for peer in ("reference", "torch")]
+                ratios = [f"{ms[peer] / ms['pyrnn']:.2f}" if peer in ms else "–" for peer in peers]
                 print(f"| {op} | {mode} | {'x'.join(shape)} | {ms['pyrnn']:.3f} | {' | '.join(ratios)} |", flush=True)
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; it is an oracle here, never a requirement")
 
 
-@given(calls(dtypes=("float64",), batch=(1, 8), time=(1, 9), ragged=False))
-def test_cells_agree_with_torch(call: Call) -> None:
+@pytest.mark.parametrize("backend", ["cython", "numba"])
+@given(call=calls(dtypes=("float64",), batch=(1, 8), time=(1, 9), ragged=False))
+def test_cells_agree_with_torch(backend: str, call: Call) -> None:
     if call.op == "gru" and not call.config["reset_after"]:
         call.config["reset_after"] = True  # the one form that PyTorch has
     B, _, I = call.arrays["x"].shape
@@ -30,7 +31,7 @@ def test_cells_agree_with_torch(call: Call) -> None:
     y = y.flip(1) if call.config["reverse"] else y
     expected = [y, *(part[0] for part in (final if call.op == "lstm" else (final,)))]
 
-    outputs, pullback = call.vjp()
+    outputs, pullback = call.vjp(backend)
     cotangents = call.cotangents(outputs)
     for mine, theirs in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(mine, theirs.detach().numpy(), rtol=0, atol=1e-12)
