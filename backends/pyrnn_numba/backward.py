@@ -101,7 +101,7 @@ def backward_steps(
 def gather_block(unit, layer, order, lengths, offsets, s0, s1, part, parts, sources=SOURCES):
     """Bring a share of a block's inputs into `packed_x`."""
     first, last = share(offsets[s0], offsets[s1], ROWS, part, parts)
-    gather_inputs(unit, layer, order, lengths, offsets, s0, s1, first, last)
+    gather_inputs(unit, layer, layer.packed_x, order, lengths, offsets, s0, s1, first, last)
 
 
 @kernel

@@ -28,7 +28,7 @@ def project(unit, layer, w, order, lengths, offsets, s0, s1, part, parts, source
     """gates = bias + x·W_ihᵀ for a share of a block's packed rows."""
     before = denormals_off()
     first, last = share(offsets[s0], offsets[s1], ROWS, part, parts)
-    gather_inputs(unit, layer, order, lengths, offsets, s0, s1, first, last)
+    gather_inputs(unit, layer, layer.packed_x, order, lengths, offsets, s0, s1, first, last)
     width = layer.gate_count * layer.hidden
     times(
         unit,
@@ -143,14 +143,14 @@ def single_step(unit, layer, ih, hh, new_h, order, lengths, offsets, part, parts
     first, last = share(0, layer.H, PANEL // item, part, parts)
     at = first * item
     width = layer.gate_count * hidden
-    inputs = layer._replace(packed_x=layer.packed_x + part * rows * layer.inputs)
-    gather_inputs(unit, inputs, order, lengths, offsets, 0, 1, 0, rows)
+    packed_x = layer.packed_x + part * rows * layer.inputs
+    gather_inputs(unit, layer, packed_x, order, lengths, offsets, 0, 1, 0, rows)
     for gate in range(layer.gate_count):
         gates = layer.gates + gate * hidden + at
         times_units(
             unit,
             layer,
-            inputs.packed_x,
+            packed_x,
             layer.inputs,
             rows,
             ih,

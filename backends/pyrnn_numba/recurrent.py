@@ -195,7 +195,7 @@ def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:
     threads = threads_for(plan, arrays)
     parts = min(threads, batch)
     steps = len(plan.offsets) - 1
-    single = steps == 1 and cell != walk.GRU_BEFORE and not repays(batch, 2)
+    single = steps == 1 and cell != walk.GRU_BEFORE and not repays(batch)
     h, c, bias, b_hn = scratch.rows((batch, size), (batch, size) if lstm else None, (gates, size), (1, size), zero=True)
     scratch.fill(h, size, arrays.h0, plan.order)
     if lstm:

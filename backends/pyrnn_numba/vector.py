@@ -15,10 +15,13 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
+# What Numba compiles for: this CPU, or what NUMBA_CPU_FEATURES says.
 FEATURES = dict(llvmlite.binding.get_host_cpu_features())
+if config.CPU_FEATURES is not None:
+    FEATURES = {feature[1:]: feature.startswith("+") for feature in config.CPU_FEATURES.split(",")}
 X86 = llvmlite.binding.get_process_triple().split("-")[0] in ("x86_64", "i686")
 HAS_FMA = FEATURES.get("fma", False) or not X86
 VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") else 16

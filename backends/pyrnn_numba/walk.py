@@ -152,12 +152,10 @@ def unpad_rows(unit, source, padded, order, target, row, count, lanes, sources=S
 
 
 @njit
-def gather_inputs(unit, layer, order, lengths, offsets, s0, s1, first, last):
-    """Bring the packed rows first to last of a block of steps into `packed_x`."""
+def gather_inputs(unit, layer, packed_x, order, lengths, offsets, s0, s1, first, last):
+    """Bring the packed rows first to last of a block of steps into packed_x."""
     for s in range(s0, s1):
         for n in range(max(first, offsets[s]), min(last, offsets[s + 1])):
             i = n - offsets[s]
             source = layer.x + order[i] * layer.x_row + element(layer, lengths, i, s) * layer.x_time
-            gather_row(
-                unit, source, layer.x_item, layer.I, layer.packed_x + (n - offsets[s0]) * layer.inputs, layer.lanes
-            )
+            gather_row(unit, source, layer.x_item, layer.I, packed_x + (n - offsets[s0]) * layer.inputs, layer.lanes)

@@ -14,7 +14,7 @@ from .subject import Subject
 def mask(subject: Subject, call: Call) -> None:
     """What is masked reaches nothing, NaN included: its result and its gradient are 0."""
     assume(call.config.get("mask") is not None)
-    counts = np.asarray(call.config["mask"], bool)
+    counts = call.options["mask"]
     want = expected(call)
     cotangents = call.cotangents()
     bounds = expected_gradients(call, want, cotangents)

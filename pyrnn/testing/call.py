@@ -72,10 +72,13 @@ def magnitude(name: str, call: Call) -> float:
 
     Recurrent weights of gain 1 add up to less than 1 a row: errors then fade from step to step. A larger gain is as
     training begins, or, for the inputs, saturates the gates. Over many steps it would let any error grow without
-    bound, and a relu does not saturate: there it stays 1.
+    bound, and a relu does not saturate: there it stays 1. A gain below 1 makes all arrays but ``w_ih`` small: all
+    that is computed is near zero, where a bound that is relative is small too.
     """
     sizes = call.sizes
-    gain = 1.0 if call.config.get("activation") == "relu" else call.gain
+    gain = min(call.gain, 1.0) if call.config.get("activation") == "relu" else call.gain
+    if gain < 1 and name not in ("w_ih", "w_hh"):
+        return 2 * gain
     if name == "w_hh":
         return (min(gain, 4.0) if sizes["T"] <= 10 else 1.0) / max(1, sizes["H"])
     if name == "w_ih":
@@ -99,6 +102,8 @@ class Call:
         Of the arrays' values, and of whatever else a property picks (cotangents, rows, cuts).
     gain
         How large inputs and recurrent weights are; see `magnitude`.
+    zeros
+        The share of elements that are exactly 0, in every array.
     optional
         Which of the optional arrays are given.
     layouts
@@ -112,6 +117,7 @@ class Call:
     dtype: str = "float32"
     seed: int = 0
     gain: float = 1.0
+    zeros: float = 0.0
     optional: tuple[str, ...] = ()
     layouts: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -130,10 +136,24 @@ class Call:
             if name in self.declared.required or name in self.optional:
                 bound = magnitude(name, self)
                 array = rng.uniform(-bound, bound, shape_of(shape, self.sizes)).astype(self.dtype)
+                if self.zeros:
+                    array[rng.random(array.shape) < self.zeros] = 0
                 if self.layouts.get(name) == "repeated":
                     array = np.ascontiguousarray(laid_out(array, "repeated"))
                 arrays[name] = array
         return arrays
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of ``config``, those that are arrays as arrays: fresh ones each time."""
+        found = {}
+        for name, value in self.config.items():
+            option = self.declared.options[name]
+            if option.shape and value is not None:
+                kind = np.bool_ if option.kind == "mask" else np.int64
+                value = np.array(value, kind).reshape(shape_of(option.shape, self.sizes))
+            found[name] = value
+        return found
 
     def rng(self, purpose: int = 0) -> np.random.Generator:
         """Return a generator of the call's own; another purpose, another stream."""
@@ -152,7 +172,7 @@ class Call:
     def __repr__(self) -> str:
         defaults = Call(self.op, {})
         parts = [repr(self.op), repr(dict(self.sizes))]
-        for name in ("dtype", "seed", "gain", "optional", "layouts", "config"):
+        for name in ("dtype", "seed", "gain", "zeros", "optional", "layouts", "config"):
             value = getattr(self, name)
             if value != getattr(defaults, name):
                 parts.append(f"{name}={value!r}")

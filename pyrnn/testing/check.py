@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
-from hypothesis.errors import Flaky, Unsatisfiable
+from hypothesis.errors import Flaky, Unsatisfiable, UnsatisfiedAssumption
 
 from ..backend import Backend, Claim
 from ..ops.declaration import OPS
@@ -18,7 +18,7 @@ from . import strategies
 from .call import Call
 from .properties import PROPERTIES, Property
 from .report import Report, Result
-from .subject import BackendSubject, FunctionSubject, Subject
+from .subject import BackendSubject, FunctionSubject, Subject, known
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
 
@@ -40,7 +40,8 @@ def check_backend(
     backend
         A name that `pyrnn.backends` lists, or a `Backend`.
     ops
-        The ops to check; all that it has by default.
+        The ops to check. By default those that it claims or has written itself, not the basic family's defaults that it
+        merely inherits. An op without a claim is held to `pyrnn.backend.Claim`'s defaults.
     properties
         The properties to check (`pyrnn.testing.PROPERTIES`); all by default.
     max_examples
@@ -60,13 +61,12 @@ def check_backend(
     Raises
     ------
     ValueError
-        An op, a property or an id that is not known.
+        An op, a property or an id that is not known; an op that the backend lacks.
     BackendUnavailableError
         The backend can't be used here.
     """
     subject = BackendSubject(backend)
-    chosen = [op for op in OPS if subject.has(op)] if ops is None else _known("ops", ops, OPS)
-    return _check(subject, chosen, properties, max_examples, seed, xfail, progress)
+    return _check(subject, subject.ops(ops), properties, max_examples, seed, xfail, progress)
 
 
 def check_op(
@@ -83,7 +83,8 @@ def check_op(
 ) -> Report:
     """Hold any function with an op's signature to what the op must do: a binding, an exported model, hardware.
 
-    Arrays and options are passed by name, those at their default not at all. An optional array or an option that the
+    Arrays and options are passed by name, those at their default not at all; options that are arrays (lengths, indices,
+    masks) as numpy arrays. An optional array or an option that the
     function's signature lacks is not asked of it.
 
     Parameters
@@ -109,7 +110,7 @@ def check_op(
     ValueError, TypeError
         An op, a property or an id that is not known; a function without the op's required parameters.
     """
-    (name,) = _known("op", [op], OPS)
+    (name,) = known("op", [op], OPS)
     if not callable(function):
         raise TypeError(f"function: expected a callable, got {type(function).__name__}")
     subject = FunctionSubject(name, function, vjp, claim)
@@ -135,21 +136,12 @@ def replay(subject: str | Backend | Callable[..., Any], property: str, call: Cal
     AssertionError
         It does not hold; or whatever the subject raised.
     """
-    (name,) = _known("property", [property], PROPERTIES)
+    (name,) = known("property", [property], PROPERTIES)
     if isinstance(subject, (str, Backend)):
         tested: Subject = BackendSubject(subject)
     else:
         tested = FunctionSubject(call.op, subject, **options)
     PROPERTIES[name].check(tested, call)
-
-
-def _known(name: str, given: Iterable[str], known: Iterable[str]) -> list[str]:
-    values = [given] if isinstance(given, str) else list(given)
-    options = list(known)
-    for value in values:
-        if value not in options:
-            raise ValueError(f"{name}: expected one of {', '.join(options)}, got {value!r}")
-    return values
 
 
 def _check(
@@ -164,10 +156,10 @@ def _check(
     count = operator.index(max_examples)
     if count < 1:
         raise ValueError(f"max_examples: expected at least 1, got {max_examples}")
-    names = list(PROPERTIES) if properties is None else _known("properties", properties, PROPERTIES)
+    names = list(PROPERTIES) if properties is None else known("properties", properties, PROPERTIES)
     todo = plan(subject, ops, names)
     expected_to_fail = dict(xfail or {})
-    _known("xfail", expected_to_fail, [f"{op}/{prop.name}" for op, prop in todo])
+    known("xfail", expected_to_fail, [f"{op}/{prop.name}" for op, prop in todo])
     report = Report(subject.name, seed, count)
     with _bar(len(todo), subject.name, progress) as bar:
         for op, prop in todo:
@@ -208,7 +200,7 @@ def _bar(total: int, name: str, wanted: bool) -> Any:
     return tqdm(total=total, desc=name, unit="property", leave=False, dynamic_ncols=True)
 
 
-def drawn_for(subject: Subject, op: str, prop: Property) -> Any:
+def drawn_for(subject: Subject, op: str, prop: Property, regimes: Sequence[str] | None = None) -> Any:
     """Return the strategy of the calls that a property asks a subject about: what it claims, where it matters."""
     claim = subject.claim(op)
     draws: dict[str, Any] = dict(prop.draws)
@@ -218,7 +210,13 @@ def drawn_for(subject: Subject, op: str, prop: Property) -> Any:
         config[option] = [value for value in values if value in config.get(option, values)]
     draws["config"] = config
     draws["layouts"] = [layout for layout in draws.get("layouts", ("C",)) if layout in subject.layouts]
+    draws["regimes"] = regimes or regimes_of(prop)
     return strategies.calls(op, optional=subject.optional(op), **draws)
+
+
+def regimes_of(prop: Property) -> list[str]:
+    """Return the kinds of sizes that a property draws from."""
+    return list(prop.draws.get("regimes", strategies.REGIMES))
 
 
 def examples_for(prop: Property, max_examples: int) -> int:
@@ -228,43 +226,88 @@ def examples_for(prop: Property, max_examples: int) -> int:
 def run_property(
     subject: Subject, op: str, prop: Property, max_examples: int, seed: int, *, shrink: bool = True
 ) -> Result:
-    """Try a property of an op on drawn calls; of a failure, find the smallest call that shows it."""
+    """Try a property of an op on drawn calls; of a failure, find the smallest call that shows it.
+
+    The kinds of sizes take turns, first the simplest call of each. Each further call is drawn by a run of its own:
+    within a run Hypothesis varies what it has drawn before, and may leave out some kind of size or option altogether.
+    """
     reason = prop.needs_claim(subject, op)
     if reason:
         return Result(op, prop.name, "not claimed", reason)
-    tried: list[Call] = []
-
-    @seeded(seed)
-    @settings(
-        max_examples=examples_for(prop, max_examples),
-        deadline=None,
-        database=None,
-        derandomize=False,
-        report_multiple_bugs=False,
-        print_blob=False,
-        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
-        suppress_health_check=QUIET,
-    )
-    @given(call=drawn_for(subject, op, prop))
-    def holds(call: Call) -> None:
-        tried.append(call)
-        prop.check(subject, call)
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a subject warns of is not what is asked here
-            holds()
-    except Unsatisfiable:
+    regimes, count = regimes_of(prop), examples_for(prop, max_examples)
+    shrink = shrink and prop.share > FEW
+    search = _Search(subject, op, prop)
+    for k in range(count):
+        drawn = search.drawn(regimes[k % len(regimes)])
+        failure = search.run(drawn, f"{seed}/{op}/{prop.name}/{k}", 2 if k >= len(regimes) else 1, shrink)
+        if failure and shrink and k % len(regimes):  # perhaps a smaller kind shows it too
+            failure = search.run(search.drawn(*regimes), f"{seed}/{op}/{prop.name}", count, shrink) or failure
+        if failure:
+            said, call = failure
+            return Result(op, prop.name, "failed", said, code_of(subject, prop, call), search.tried)
+    if not search.tried:
         return Result(op, prop.name, "not claimed", "no call that it claims can show it")
-    except KeyboardInterrupt:
-        raise
-    except Flaky as error:
-        message = f"fails now and then on the same call: {error}".splitlines()[0]
-        return Result(op, prop.name, "failed", message, code_of(subject, prop, tried[-1]), len(tried))
-    except Exception as error:
-        said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-        return Result(op, prop.name, "failed", said, code_of(subject, prop, tried[-1]), len(tried))
-    return Result(op, prop.name, "passed", examples=len(tried))
+    return Result(op, prop.name, "passed", examples=search.tried)
+
+
+FEW = 0.05  # the share of examples of a property whose every call takes seconds: it is not worth a search for a smaller
+
+
+class _Search:
+    """Runs of Hypothesis for one property; ``tried`` counts the calls for which it held, or not."""
+
+    def __init__(self, subject: Subject, op: str, prop: Property) -> None:
+        self.subject, self.op, self.prop = subject, op, prop
+        self.tried = 0
+        self._drawn: dict[tuple[str, ...], Any] = {}
+
+    def drawn(self, *regimes: str) -> Any:
+        if regimes not in self._drawn:
+            self._drawn[regimes] = drawn_for(self.subject, self.op, self.prop, regimes)
+        return self._drawn[regimes]
+
+    def run(self, drawn: Any, seed: str, examples: int, shrink: bool) -> tuple[str, Call] | None:
+        """Return what failed, and for which call.
+
+        A run begins with the simplest call. Of a run of two this one is left out: an earlier run has tried it.
+        """
+        seen: list[Call] = []
+
+        @seeded(seed)
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=False,
+            report_multiple_bugs=False,
+            print_blob=False,
+            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+            suppress_health_check=QUIET,
+        )
+        @given(call=drawn)
+        def holds(call: Call) -> None:
+            seen.append(call)
+            if len(seen) == 1 and examples == 2:
+                return
+            self.tried += 1
+            try:
+                self.prop.check(self.subject, call)
+            except UnsatisfiedAssumption:
+                self.tried -= 1
+                raise
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a subject warns of is not what is asked here
+                holds()
+        except Unsatisfiable:
+            pass
+        except Flaky as error:
+            return f"fails now and then on the same call: {error}".splitlines()[0], seen[-1]
+        except Exception as error:
+            said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            return said, seen[-1]
+        return None
 
 
 def code_of(subject: Subject, prop: Property, call: Call) -> str:

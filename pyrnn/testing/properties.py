@@ -114,7 +114,8 @@ class Expected:
 
 def arguments(call: Call, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return a call's arrays and options as a backend takes them."""
-    filled = {name: call.config.get(name, option.default) for name, option in call.declared.options.items()}
+    given = call.options
+    filled = {name: given.get(name, option.default) for name, option in call.declared.options.items()}
     return call.declared.check([arrays.get(name) for name in call.declared.arrays], filled, ReferenceBackend())
 
 

@@ -27,8 +27,8 @@ def states(op: Op) -> dict[str, str]:
 
 
 def lengths_of(call: Call) -> np.ndarray:
-    given = call.config.get("lengths")
-    return np.full(call.sizes["B"], call.sizes["T"]) if given is None else np.asarray(given)
+    given = call.options.get("lengths")
+    return np.full(call.sizes["B"], call.sizes["T"]) if given is None else given
 
 
 def in_pads(array: np.ndarray, call: Call, fill: float) -> np.ndarray:

@@ -7,14 +7,16 @@
 
     @given(strategies.calls("lstm", sizes={"B": (1, 4), "T": (0, 20)}))
     def test_mine(call):
-        y = my_lstm(**call.arrays, **call.config)
+        y = my_lstm(**call.arrays, **call.options)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from ..ops.declaration import OPS, Op
@@ -31,12 +33,17 @@ REGIMES: dict[str, Bounds] = {
     "small": {"B": (1, 9), "T": (1, 10), "": (1, 40)},
     "wide": {"B": (1, 3), "T": (1, 3), "I": (1, 40), "": (60, 300)},
     "deep": {"B": (1, 3), "T": (1, 3), "I": (60, 300), "": (1, 40)},
-    "long": {"B": (1, 3), "T": (60, 300), "": (1, 6)},
+    "long": {"B": (1, 3), "T": (60, 130), "": (1, 6)},
     "tall": {"B": (30, 150), "T": (1, 3), "": (1, 20)},
     "busy": {"B": (8, 40), "T": (4, 16), "": (20, 80)},
+    "huge": {"": (1, 3)},  # but for one symbol, see HUGE
 }
-# Weights that let errors fade, as at the start of training, and gates driven into saturation.
-GAINS = (1.0, 4.0, 60.0)
+# One size far beyond the others. Units and steps are costly.
+HUGE: Bounds = {"H": (257, 520), "T": (257, 520), "": (257, 1100)}
+# All near zero; weights that let errors fade; as at the start of training; gates driven into saturation; past what e^x
+# can hold in either precision.
+GAINS = (1.0, 1.0, 4.0, 4.0, 60.0, 2000.0, 2.0**-12)
+ZEROS = (0.0, 0.0, 0.0, 0.0, 0.3, 1.0)  # shares of elements that are exactly 0
 FLOATS = ("float32", "float64")
 
 
@@ -51,9 +58,23 @@ def layouts(of: Sequence[str] = LAYOUTS) -> st.SearchStrategy[str]:
 
 
 def lengths(batch: int, time: int) -> st.SearchStrategy[list[int]]:
-    """Draw the valid steps of each row: 0 and ``time`` among them, in any order."""
+    """Draw the valid steps of each row: 0 and ``time`` among them, in any order; all equal; or sorted."""
     one = st.integers(0, time) | st.sampled_from([0, time])
-    return st.lists(one, min_size=batch, max_size=batch)
+    equal = st.integers(0, time).map(lambda length: [length] * batch)
+    free = st.lists(one, min_size=batch, max_size=batch) if batch <= MANY else _many((batch,), time)
+    return st.one_of(free, equal, free.map(sorted), free.map(lambda found: sorted(found, reverse=True)))
+
+
+MANY = 64  # elements that are drawn one by one, so that each can be made simpler
+
+
+def _many(shape: Sequence[int], greatest: int, kind: type = int) -> st.SearchStrategy[Any]:
+    """Draw an array of integers from 0 to the greatest, as a nested list, by one seed."""
+
+    def from_seed(seed: int) -> Any:
+        return np.random.default_rng(seed).integers(0, greatest, shape, endpoint=True).astype(kind).tolist()
+
+    return st.integers(0, 2**16).map(from_seed)
 
 
 @st.composite
@@ -65,26 +86,38 @@ def sizes(draw: Any, op: str, bounds: Bounds | None = None, regimes: Sequence[st
     op
         Its name.
     bounds
-        Least and greatest size of a symbol, over what the regime says; for ``"..."`` the number of dimensions.
+        Least and greatest size of a symbol, over what the regime says; for ``"..."`` the number of dimensions, for
+        ``"... size"`` the size of each.
     regimes
         Of `REGIMES`, those to draw from.
     """
-    regime = REGIMES[draw(st.sampled_from(list(regimes)))]
-    given = bounds or {}
+    name = draw(st.sampled_from(list(regimes)))
+    regime, given = dict(REGIMES[name]), bounds or {}
+    named = symbols(OPS[op])
+    if name == "huge":
+        one = draw(st.sampled_from([symbol for symbol in named if symbol not in given]))
+        regime["B" if one == "..." else one] = HUGE.get(one, HUGE[""])
     found: dict[str, Any] = {}
-    for symbol in symbols(OPS[op]):
+    for symbol in named:
         if symbol == "...":
             low, high = given.get("...", (0, 3))
-            found[symbol] = tuple(draw(st.lists(st.integers(1, 4), min_size=low, max_size=high)))
+            least, most = given.get("... size", (1, 4))
+            shape = draw(st.lists(st.integers(least, most), min_size=low, max_size=high))
+            if shape and name in ("tall", "huge") and "B" in regime and "... size" not in given:
+                shape = [draw(_size(*regime["B"])), *shape[1:2]]  # many rows in all
+            found[symbol] = tuple(shape)
         else:
-            low, high = given.get(symbol, regime.get(symbol, regime[""]))
-            found[symbol] = draw(st.integers(low, high) | st.sampled_from(_round(low, high)))
+            found[symbol] = draw(_size(*given.get(symbol, regime.get(symbol, regime[""]))))
     return found
+
+
+def _size(low: int, high: int) -> st.SearchStrategy[int]:
+    return st.integers(low, high) | st.sampled_from(_round(low, high))
 
 
 def _round(low: int, high: int) -> list[int]:
     """Return the sizes from low to high that kernels are cut for; the least where there is none."""
-    return [size for size in (8, 16, 32, 48, 64, 128, 256) if low <= size <= high] or [low]
+    return [size for size in (8, 16, 32, 48, 64, 128, 256, 512, 1024) if low <= size <= high] or [low]
 
 
 def symbols(op: Op) -> list[str]:
@@ -130,15 +163,19 @@ def option_values(option: Option, sizes: Mapping[str, Any]) -> st.SearchStrategy
         ndim = len(sizes["..."]) + 1
         return st.sampled_from([-1, *range(-ndim, ndim)])
     if option.kind == "mask":
-        return st.none() | _nested(st.booleans(), sizes["..."])
+        return st.none() | _nested(st.booleans(), sizes["..."], 1, bool)
     if option.kind == "indices":
         # Where no symbol bounds them, they pick one of the last axis: the classes.
         count = sizes[option.bound or "C"]
-        return _nested(st.integers(0, count - 1), sizes["..."])
+        return _nested(st.integers(0, count - 1), sizes["..."], count - 1)
     raise NotImplementedError(f"no strategy for options of kind {option.kind!r}")
 
 
-def _nested(one: st.SearchStrategy[Any], shape: Sequence[int]) -> st.SearchStrategy[Any]:
+def _nested(
+    one: st.SearchStrategy[Any], shape: Sequence[int], greatest: int, kind: type = int
+) -> st.SearchStrategy[Any]:
+    if math.prod(shape) > MANY:
+        return _many(shape, greatest, kind)
     for size in reversed(shape):
         one = st.lists(one, min_size=size, max_size=size)
     return one
@@ -153,6 +190,7 @@ def calls(
     regimes: Sequence[str] = tuple(REGIMES),
     dtypes: Sequence[str] = FLOATS,
     gains: Sequence[float] = GAINS,
+    zeros: Sequence[float] = ZEROS,
     layouts: Sequence[str] = ("C",),
     optional: Mapping[str, Sequence[bool]] | None = None,
     config: Mapping[str, Sequence[Any]] | None = None,
@@ -165,7 +203,7 @@ def calls(
         Its name.
     sizes, regimes
         See `sizes`: bounds of single symbols, and the kinds of sizes to draw from.
-    dtypes, gains, layouts
+    dtypes, gains, zeros, layouts
         To draw from.
     optional
         For an optional array that is not free to be there or not: which it may be.
@@ -189,6 +227,7 @@ def calls(
         dtype=draw(st.sampled_from(list(dtypes))),
         seed=draw(st.integers(0, 2**16)),
         gain=draw(st.sampled_from(list(gains))),
+        zeros=draw(st.sampled_from(list(zeros))),
         optional=tuple(given),
         layouts={name: layout for name, layout in lying.items() if layout != "C"},
         config=options,

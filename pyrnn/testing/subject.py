@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,21 @@ class Subject:
     def has(self, op: str) -> bool:
         raise NotImplementedError
 
+    def own(self, op: str) -> bool:
+        """Tell whether the op is one that it claims, or has written itself: what is checked by default."""
+        return self.has(op)
+
+    def ops(self, asked: Iterable[str] | None = None) -> list[str]:
+        """Return the ops to check: those asked for, which it must have, or all of its own."""
+        if asked is None:
+            return [op for op in OPS if self.own(op)]
+        chosen = known("ops", asked, OPS)
+        for op in chosen:
+            if not self.has(op):
+                having = ", ".join(filter(self.has, OPS)) or "none"
+                raise ValueError(f"ops: expected ops that {self.name!r} has ({having}), got {op!r}")
+        return chosen
+
     def claim(self, op: str) -> Claim:
         raise NotImplementedError
 
@@ -61,13 +76,13 @@ class Subject:
 
     def forward(self, call: Call, arrays: Arrays | None = None, **config: Any) -> dict[str, np.ndarray]:
         """Run the call and return its outputs by name; ``config`` changes its options."""
-        outputs = self._run(call.op, self.arrays(call) if arrays is None else arrays, {**call.config, **config})
+        outputs = self._run(call.op, self.arrays(call) if arrays is None else arrays, {**call.options, **config})
         return self._named(call, outputs)
 
     def vjp(self, call: Call, arrays: Arrays | None = None, **config: Any) -> tuple[dict[str, np.ndarray], Pullback]:
         """Run the call for training; the pullback takes and gives gradients by name, None for none."""
         given = self.arrays(call) if arrays is None else arrays
-        outputs, pull = self._vjp(call.op, given, {**call.config, **config})
+        outputs, pull = self._vjp(call.op, given, {**call.options, **config})
 
         def pullback(cotangents: Arrays, needs: Sequence[bool] | None = None) -> dict[str, np.ndarray | None]:
             grads = [
@@ -97,6 +112,15 @@ class Subject:
         raise NotImplementedError
 
 
+def known(name: str, given: Iterable[str], options: Iterable[str]) -> list[str]:
+    """Return the words given, or raise ValueError where one is not known."""
+    values, choices = [given] if isinstance(given, str) else list(given), list(options)
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return values
+
+
 def describe(value: Any) -> str:
     return f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
 
@@ -119,6 +143,11 @@ class BackendSubject(Subject):
 
     def has(self, op: str) -> bool:
         return self.backend.has(op)
+
+    def own(self, op: str) -> bool:
+        pair = (f"{op}_forward", f"{op}_backward")
+        written = any(getattr(type(self.backend), name) is not getattr(Backend, name) for name in pair)
+        return op in self.backend.claims or written
 
     def claim(self, op: str) -> Claim:
         return self.backend.claims.get(op, Claim())
@@ -156,7 +185,10 @@ class FunctionSubject(Subject):
     def _narrowed(self, claim: Claim) -> Claim:
         """Add to the claim what the signature says: a parameter that is missing stays at its default."""
         declared = OPS[self.op]
-        parameters = inspect.signature(self.function).parameters
+        try:
+            parameters = inspect.signature(self.function).parameters
+        except ValueError:  # a binding's function may not tell it
+            return claim
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return claim
         missing = [name for name in declared.required if name not in parameters]

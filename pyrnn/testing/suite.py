@@ -9,11 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 
 from ..backend import Backend
-from ..ops.declaration import OPS
 from .call import Call
-from .check import QUIET, _known, drawn_for, examples_for, plan
+from .check import QUIET, drawn_for, examples_for, plan
 from .properties import Property
-from .subject import BackendSubject
+from .subject import BackendSubject, known
 
 
 def make_backend_tests(
@@ -40,7 +39,7 @@ def make_backend_tests(
     backend
         A name that `pyrnn.backends` lists, or a `Backend`.
     ops
-        The ops to test; all that it has by default.
+        The ops to test; by default those that it claims or has written itself, as for `check_backend`.
     xfail
         What is known to fail: reasons by id, ``"op/property"``. If one passes, its test fails.
     max_examples
@@ -49,17 +48,16 @@ def make_backend_tests(
     Raises
     ------
     ValueError
-        An op or id that is not known.
+        An op or id that is not known; an op that the backend lacks.
     BackendUnavailableError
         The backend can't be used here.
     """
     import pytest
 
     subject = BackendSubject(backend)
-    chosen = [op for op in OPS if subject.has(op)] if ops is None else _known("ops", ops, OPS)
-    todo = plan(subject, chosen)
+    todo = plan(subject, subject.ops(ops))
     reasons = dict(xfail or {})
-    _known("xfail", reasons, [f"{op}/{prop.name}" for op, prop in todo])
+    known("xfail", reasons, [f"{op}/{prop.name}" for op, prop in todo])
     tests: dict[str, Any] = {"__doc__": f"The properties of backend {subject.name!r}."}
     for op, prop in todo:
         test = _test(subject, op, prop, max_examples)
