@@ -59,6 +59,16 @@ class Emitter:
         pointer = self.builder.inttoptr(self.add(address, offset), self.type.as_pointer())
         return Vector(self, self.builder.load(pointer, align=1))
 
+    def load_pieces(self, addresses: list[Any]) -> Vector:
+        """Return a vector put together from pieces of 16 bytes."""
+        small = ir.VectorType(self.element, 16 * 8 // self.bits)
+        parts = [self.builder.load(self.builder.inttoptr(a, small.as_pointer()), align=1) for a in addresses]
+        while len(parts) > 1:
+            lanes = list(range(2 * parts[0].type.count))
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+            parts = [self.builder.shuffle_vector(a, b, mask) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return Vector(self, parts[0])
+
     def load_all(self, address: Any, offset: Any = 0) -> Vector:
         """Return a vector of the one element at an address."""
         pointer = self.builder.inttoptr(self.add(address, offset), self.element.as_pointer())
