@@ -278,10 +278,13 @@ def main() -> None:
         if info.backend is None:
             print(f"backend {info}")
             continue
+        if not info.backend.has(arguments.cell):
+            print(f"backend {info.name} has no {arguments.cell}")
+            continue
         with pyrnn.use_backend(info.backend):
             results[info.name] = loaded.predict(task.inputs[None])[0]
     spread = max(float(np.abs(a - b).max()) for a in results.values() for b in results.values()) * scale
-    print(f"on {' and '.join(results)} the forecasts differ by at most {spread:.1e} ppm")
+    print(f"on {', '.join(results)} the forecasts differ by at most {spread:.1e} ppm")
     plot(series, task, predicted, arguments.out / "forecast.png")
 
 

@@ -53,7 +53,7 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     hits, misses = map(int, python(code, NUMBA_CACHE_DIR=str(tmp_path)).split())
     assert hits == 0 and misses >= 9
     hits, misses = map(int, python(code, NUMBA_CACHE_DIR=str(tmp_path)).split())
-    assert hits == 9 and misses == 0
+    assert hits >= 9 and misses == 0
 
 
 def test_a_change_in_any_file_is_another_signature() -> None:
