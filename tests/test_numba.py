@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from numba import njit
 from pyrnn_numba import activations, backward, forward, walk
-from pyrnn_numba.vector import VECTOR_BYTES, emitted
+from pyrnn_numba.vector import FEATURES, VECTOR_BYTES, emitted
 
 import pyrnn
 from pyrnn.testing import Call, strategies
@@ -156,3 +156,25 @@ def test_products_of_any_strides() -> None:
 def test_it_is_listed_with_what_its_first_call_costs() -> None:
     (info,) = (info for info in pyrnn.backends() if info.name == "numba")
     assert "compile" in str(info)
+
+
+def test_where_it_cannot_be_used_it_says_why() -> None:
+    told = "import pyrnn; print(*pyrnn.backends(), sep='\\n')"
+    assert "NUMBA_DISABLE_JIT is set" in python(told, NUMBA_DISABLE_JIT="1")
+    assert "no fused multiply-add" in python(told, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert 'Numba is not installed; try: pip install "pyrnn[numba]"' in python(
+        f"import sys; sys.modules['numba'] = None; {told}"
+    )
+
+
+@pytest.mark.skipif(not FEATURES.get("avx512f"), reason="this CPU's own vectors are tested by everything else")
+def test_narrower_vectors_are_right_too() -> None:
+    python(
+        """
+        import pyrnn
+        report = pyrnn.testing.check_backend("numba", ["lstm"], properties=["value", "gradient"], max_examples=20)
+        assert report.ok, report
+        """,
+        NUMBA_CPU_NAME="haswell",
+        NUMBA_CPU_FEATURES="+avx,+avx2,+fma,+sse4.2,+bmi2",
+    )

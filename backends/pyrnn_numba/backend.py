@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numba.core import config
+
 from pyrnn import Backend, BackendUnavailableError
 from pyrnn.backend import Claim
 
@@ -19,6 +21,8 @@ class NumbaBackend(RecurrentOps, Backend):
     claims = dict.fromkeys(("rnn", "lstm", "gru"), INVARIANT)
 
     def __init__(self) -> None:
+        if config.DISABLE_JIT:
+            raise BackendUnavailableError(self.name, "NUMBA_DISABLE_JIT is set, and nothing here runs uncompiled")
         if not HAS_FMA:
             raise BackendUnavailableError(
                 self.name, "this CPU has no fused multiply-add, which its kernels are made of"

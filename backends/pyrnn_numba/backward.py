@@ -18,7 +18,7 @@ from .walk import (
     own,
     share,
     times,
-)
+)  # fmt: skip
 
 
 @kernel
@@ -55,14 +55,9 @@ def backward_steps(
                 grad = dh + r * stride + at
                 if layer.cell == LSTM:
                     cells.lstm_back(
-                        unit,
-                        row + at,
-                        hidden,
-                        layer.c_kept + kept + r * stride + at,
-                        grad,
-                        dc + r * stride + at,
-                        to + at,
-                    )
+                        unit, row + at, hidden, layer.c_kept + kept + r * stride + at, grad, dc + r * stride + at, to
+                        + at,
+                    )  # fmt: skip
                 elif layer.cell == RNN_TANH:
                     cells.rnn_tanh_back(unit, row + at, grad, to + at)
                 elif layer.cell == RNN_RELU:
@@ -82,14 +77,10 @@ def backward_steps(
             for r in range(rows):
                 for at in range(0, hidden, VECTOR):
                     cells.gru_before_reset_back(
-                        unit,
-                        gates + r * parts * width + at,
-                        layer.h_kept + kept + r * stride + at,
-                        product_d + r * stride + at,
-                        dh + r * stride + at,
-                        here + r * parts * d_width + at,
-                        reset + (n - offsets[s0] + r * parts) * hidden + at,
-                    )
+                        unit, gates + r * parts * width + at, layer.h_kept + kept + r * stride + at, product_d + r *
+                        stride + at, dh + r * stride + at, here + r * parts * d_width + at, reset + (n - offsets[s0] +
+                        r * parts) * hidden + at,
+                    )  # fmt: skip
             gate_count = 2
         for gate in range(gate_count):
             plane = 3 if gate == 2 and layer.cell == GRU_AFTER else gate
@@ -120,34 +111,16 @@ def weight_gradients(
         row = gate * layer.H + first
         if dw_ih:
             product_of_rows(
-                unit,
-                d + gate * layer.hidden + first * item,
-                item,
-                d_width,
-                last - first,
-                count,
-                layer.packed_x,
-                layer.inputs,
-                layer.inputs,
-                dw_ih + row * layer.inputs,
-                layer.inputs,
-            )
+                unit, d + gate * layer.hidden + first * item, item, d_width, last - first, count, layer.packed_x,
+                layer.inputs, layer.inputs, dw_ih + row * layer.inputs, layer.inputs,
+            )  # fmt: skip
         if dw_hh:
             plane = 3 if gate == 2 and layer.cell == GRU_AFTER else gate
             states = reset if gate == 2 and layer.cell == GRU_BEFORE else layer.h_kept + offsets[s0] * layer.hidden
             product_of_rows(
-                unit,
-                d + plane * layer.hidden + first * item,
-                item,
-                d_width,
-                last - first,
-                count,
-                states,
-                layer.hidden,
-                layer.hidden,
-                dw_hh + row * layer.hidden,
-                layer.hidden,
-            )
+                unit, d + plane * layer.hidden + first * item, item, d_width, last - first, count, states,
+                layer.hidden, layer.hidden, dw_hh + row * layer.hidden, layer.hidden,
+            )  # fmt: skip
     if db:
         low, high = share(0, d_width, VECTOR, part, parts)
         for n in range(count):
@@ -167,20 +140,9 @@ def input_gradients(
     for gate in range(layer.gate_count):
         c, c_row = (out, layer.inputs) if gate else (layer.bias, 0)
         times(
-            unit,
-            layer,
-            d + (first - offsets[s0]) * d_width + gate * layer.hidden,
-            d_width,
-            last - first,
-            w,
-            gate,
-            1,
-            c,
-            c_row,
-            out,
-            layer.inputs,
-            part,
-        )
+            unit, layer, d + (first - offsets[s0]) * d_width + gate * layer.hidden, d_width, last - first, w, gate, 1,
+            c, c_row, out, layer.inputs, part,
+        )  # fmt: skip
     item = VECTOR // layer.lanes
     for s in range(s0, s1):
         for n in range(max(first, offsets[s]), min(last, offsets[s + 1])):

@@ -20,7 +20,7 @@ from .walk import (
     own,
     share,
     times,
-)
+)  # fmt: skip
 
 
 @kernel
@@ -31,20 +31,9 @@ def project(unit, layer, w, order, lengths, offsets, s0, s1, part, parts, source
     gather_inputs(unit, layer, layer.packed_x, order, lengths, offsets, s0, s1, first, last)
     width = layer.gate_count * layer.hidden
     times(
-        unit,
-        layer,
-        layer.packed_x + (first - offsets[s0]) * layer.inputs,
-        layer.inputs,
-        last - first,
-        w,
-        0,
-        layer.gate_count,
-        layer.bias,
-        0,
-        layer.gates + (first - layer.gates_from) * width,
-        width,
-        part,
-    )
+        unit, layer, layer.packed_x + (first - offsets[s0]) * layer.inputs, layer.inputs, last - first, w, 0,
+        layer.gate_count, layer.bias, 0, layer.gates + (first - layer.gates_from) * width, width, part,
+    )  # fmt: skip
     denormals_restore(before)
 
 
@@ -111,25 +100,9 @@ def times_units(unit, layer, a, a_row, rows, w, gate, first, count, c, c_row, ou
     item = VECTOR // layer.lanes
     width = (count * item + VECTOR - 1) // VECTOR * VECTOR
     product_of_weights(
-        unit,
-        a,
-        a_row,
-        item,
-        rows,
-        w.at + gate * w.gate + first * w.lane,
-        w.lane,
-        w.step,
-        count,
-        width,
-        1,
-        w.depth,
-        w.scratch + part * SCRATCH,
-        c,
-        c_row,
-        out,
-        out_row,
-        layer.lanes,
-    )
+        unit, a, a_row, item, rows, w.at + gate * w.gate + first * w.lane, w.lane, w.step, count, width, 1, w.depth,
+        w.scratch + part * SCRATCH, c, c_row, out, out_row, layer.lanes,
+    )  # fmt: skip
 
 
 @kernel
@@ -148,38 +121,14 @@ def single_step(unit, layer, ih, hh, new_h, order, lengths, offsets, part, parts
     for gate in range(layer.gate_count):
         gates = layer.gates + gate * hidden + at
         times_units(
-            unit,
-            layer,
-            packed_x,
-            layer.inputs,
-            rows,
-            ih,
-            gate,
-            first,
-            last - first,
-            layer.bias + gate * hidden + at,
-            0,
-            gates,
-            width,
-            part,
-        )
+            unit, layer, packed_x, layer.inputs, rows, ih, gate, first, last - first, layer.bias + gate * hidden + at,
+            0, gates, width, part,
+        )  # fmt: skip
         if gate == 2 and layer.cell == GRU_AFTER:
             times_units(
-                unit,
-                layer,
-                layer.h,
-                hidden,
-                rows,
-                hh,
-                gate,
-                first,
-                last - first,
-                layer.b_hn + at,
-                0,
-                layer.q + at,
-                hidden,
-                part,
-            )
+                unit, layer, layer.h, hidden, rows, hh, gate, first, last - first, layer.b_hn + at, 0, layer.q + at,
+                hidden, part,
+            )  # fmt: skip
         else:
             times_units(
                 unit, layer, layer.h, hidden, rows, hh, gate, first, last - first, gates, width, gates, width, part
@@ -191,16 +140,9 @@ def single_step(unit, layer, ih, hh, new_h, order, lengths, offsets, part, parts
             if layer.cell == LSTM:
                 copy_row(unit, layer.c + row + at, layer.c_kept + row + at, (last - first) * item)
         activate(
-            unit,
-            layer,
-            layer.gates + i * width,
-            layer.q + row,
-            layer.c + row,
-            layer.h + row,
-            new_h + row,
-            at,
-            last * item,
-        )
+            unit, layer, layer.gates + i * width, layer.q + row, layer.c + row, layer.h + row, new_h + row, at, last *
+            item,
+        )  # fmt: skip
         target = layer.y + order[i] * layer.y_row + element(layer, lengths, i, 0) * layer.y_time
         scatter_row(unit, new_h + row + at, target + at, last - first, layer.lanes)
     for row in range(rows * hidden, len(order) * hidden, hidden):

@@ -191,16 +191,9 @@ def pack_panel(unit, w, lane, step, units, padded, depth, column, width, target,
     for at in range(column, column + width, VECTOR):
         gate, first = at // padded, at % padded // VECTOR * lanes
         pack_column(
-            unit,
-            w + (gate * units + first) * lane,
-            lane,
-            step,
-            units - first,
-            depth,
-            target + at - column,
-            width,
+            unit, w + (gate * units + first) * lane, lane, step, units - first, depth, target + at - column, width,
             lanes,
-        )
+        )  # fmt: skip
 
 
 @njit
@@ -224,34 +217,14 @@ def times_panel(unit, a, a_row, a_step, rows, depth, b, b_step, width, c, c_row,
     for r in range(0, rows, ROWS):
         if width == PANEL:
             strip(
-                unit,
-                a + r * a_row,
-                a_row,
-                a_step,
-                rows - r,
-                depth,
-                b,
-                b_step,
-                c + r * c_row,
-                c_row,
-                out + r * out_row,
-                out_row,
-            )
+                unit, a + r * a_row, a_row, a_step, rows - r, depth, b, b_step, c + r * c_row, c_row, out + r *
+                out_row, out_row,
+            )  # fmt: skip
         else:
             thin_strip(
-                unit,
-                a + r * a_row,
-                a_row,
-                a_step,
-                rows - r,
-                depth,
-                b,
-                b_step,
-                c + r * c_row,
-                c_row,
-                out + r * out_row,
-                out_row,
-            )
+                unit, a + r * a_row, a_row, a_step, rows - r, depth, b, b_step, c + r * c_row, c_row, out + r *
+                out_row, out_row,
+            )  # fmt: skip
 
 
 @njit
@@ -261,20 +234,9 @@ def product(unit, a, a_row, a_step, rows, depth, b, columns, c, c_row, out, out_
     while column < columns:
         width = panel_width(column, columns)
         times_panel(
-            unit,
-            a,
-            a_row,
-            a_step,
-            rows,
-            depth,
-            b + column * depth,
-            width,
-            width,
-            c + column,
-            c_row,
-            out + column,
+            unit, a, a_row, a_step, rows, depth, b + column * depth, width, width, c + column, c_row, out + column,
             out_row,
-        )
+        )  # fmt: skip
         column += width
 
 
@@ -303,20 +265,9 @@ def product_of_weights(
             piece = min(PIECE, depth - k)
             pack_panel(unit, w + k * step, lane, step, units, padded, piece, column, width, scratch, lanes)
             times_panel(
-                unit,
-                a + k * a_step,
-                a_row,
-                a_step,
-                rows,
-                piece,
-                scratch,
-                width,
-                width,
-                start,
-                start_row,
-                out + column,
-                out_row,
-            )
+                unit, a + k * a_step, a_row, a_step, rows, piece, scratch, width, width, start, start_row, out +
+                column, out_row,
+            )  # fmt: skip
             start, start_row = out + column, out_row
         column += width
 

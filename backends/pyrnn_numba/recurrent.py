@@ -146,17 +146,9 @@ class Buffers:
         start, first = address(w), 0
         for count in sets:
             walk.pack_weights(
-                self.unit,
-                start + first * hidden * row,
-                lane,
-                step,
-                units,
-                size,
-                count,
-                depth,
-                panels + first * size * depth,
-                self.lanes,
-            )
+                self.unit, start + first * hidden * row, lane, step, units, size, count, depth, panels + first * size
+                * depth, self.lanes,
+            )  # fmt: skip
             first += count
         return walk.Weights(panels, 1, 0, lane, step, units, size, depth, 0)
 
@@ -208,27 +200,10 @@ def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:
     )
     y = (np.empty if config.lengths is None else np.zeros)((batch, time, hidden), dtype)
     layer = walk.Layer(
-        cell,
-        int(config.reverse),
-        scratch.lanes,
-        gates,
-        inputs,
-        hidden,
-        x_size,
-        size,
-        *(address(x), *x.strides),
-        *(address(y), *y.strides),
-        packed_x=packed_x,
-        gates=kept_gates,
-        gates_from=0,
-        q=q,
-        h=h,
-        c=c,
-        h_kept=h_kept,
-        c_kept=c_kept,
-        bias=bias,
-        b_hn=b_hn,
-    )
+        cell, int(config.reverse), scratch.lanes, gates, inputs, hidden, x_size, size, *(address(x), *x.strides),
+        *(address(y), *y.strides), packed_x=packed_x, gates=kept_gates, gates_from=0, q=q, h=h, c=c, h_kept=h_kept,
+        c_kept=c_kept, bias=bias, b_hn=b_hn,
+    )  # fmt: skip
     if single:
         ih, hh = (scratch.weights(w, (gates,), size, panels, packed=False) for w in (w_ih, w_hh))
         run(threads, forward_kernels.single_step, scratch.unit, layer, ih, hh, new_h, *plan)
@@ -272,27 +247,10 @@ def backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
         (threads, SCRATCH),
     )
     layer = walk.Layer(
-        cell,
-        int(config.reverse),
-        scratch.lanes,
-        gates,
-        inputs,
-        hidden,
-        x_size,
-        size,
-        *(address(x), *x.strides),
-        *((0, 0, 0, 0) if dy is None else (address(dy), *dy.strides)),
-        packed_x=packed_x,
-        gates=kept_gates,
-        gates_from=0,
-        q=q,
-        h=dh,
-        c=dc,
-        h_kept=h_kept,
-        c_kept=c_kept,
-        bias=zeros,
-        b_hn=0,
-    )
+        cell, int(config.reverse), scratch.lanes, gates, inputs, hidden, x_size, size, *(address(x), *x.strides),
+        *((0, 0, 0, 0) if dy is None else (address(dy), *dy.strides)), packed_x=packed_x, gates=kept_gates,
+        gates_from=0, q=q, h=dh, c=dc, h_kept=h_kept, c_kept=c_kept, bias=zeros, b_hn=0,
+    )  # fmt: skip
     each = (1,) * gates
     hh = scratch.weights(w_hh, each, size, panels, packed=repays(batch, len(plan.offsets) - 1), back=True)
     ih = scratch.weights(w_ih, each, x_size, panels, packed=repays(int(plan.offsets[-1])), back=True) if needs.x else hh
@@ -311,17 +269,9 @@ def backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
         if dx is not None:
             inward = layer._replace(packed_x=packed_dx)
             run(
-                threads,
-                backward_kernels.input_gradients,
-                scratch.unit,
-                inward,
-                ih,
-                d,
-                planes * size,
-                address(dx),
-                dx.strides[0],
-                *rest,
-            )
+                threads, backward_kernels.input_gradients, scratch.unit, inward, ih, d, planes * size, address(dx),
+                dx.strides[0], *rest,
+            )  # fmt: skip
     grads = {
         "x": dx,
         "w_ih": None if dw_ih is None else np.ascontiguousarray(dw_ih[:, :inputs]),

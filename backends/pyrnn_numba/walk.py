@@ -110,25 +110,9 @@ def times(unit, layer, a, a_row, rows, w, gate, gates, c, c_row, out, out_row, p
         product(unit, a, a_row, item, rows, w.depth, b, gates * w.padded, c, c_row, out, out_row)
     else:
         product_of_weights(
-            unit,
-            a,
-            a_row,
-            item,
-            rows,
-            w.at + gate * w.gate,
-            w.lane,
-            w.step,
-            w.units,
-            w.padded,
-            gates,
-            w.depth,
-            w.scratch + part * SCRATCH,
-            c,
-            c_row,
-            out,
-            out_row,
-            layer.lanes,
-        )
+            unit, a, a_row, item, rows, w.at + gate * w.gate, w.lane, w.step, w.units, w.padded, gates, w.depth,
+            w.scratch + part * SCRATCH, c, c_row, out, out_row, layer.lanes,
+        )  # fmt: skip
 
 
 @kernel
