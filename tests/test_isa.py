@@ -18,10 +18,11 @@ LOWER = LADDER[: LADDER.index(HERE)] if HERE in LADDER else []
 
 @pytest.mark.parametrize("level", LOWER)
 def test_a_lower_level_passes_the_same_tests(level: str) -> None:
-    folder = Path(__file__).parent
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kit", "recurrent", "basic", "isa")]
+    kit = "Cython and (rnn or lstm or gru) and (value or gradient or bitwise)"
+    chosen = f"not numba and not Numba and not Reference and (agree or linear or blocks or activation or ({kit}))"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", str(folder / "test_recurrent.py"), str(folder / "test_basic.py"),
-         str(Path(__file__)), "-p", "no:cacheprovider", "-k", "agree or bit or linear or blocks or activation"],
+        [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", "-k", chosen],
         env={**os.environ, "PYRNN_ISA": level}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]
