@@ -81,6 +81,34 @@ def test_many_threads_at_once_and_a_forked_child() -> None:
         assert os.waitpid(child, 0)[1] == 0
 
 
+def test_no_features_at_all() -> None:
+    x, w_ih, w_hh = np.zeros((2, 1, 3)), np.zeros((0, 3)), np.zeros((0, 0))
+    assert pyrnn.rnn(x, w_ih, w_hh, backend="numba").y.shape == (2, 1, 0)
+
+
+def test_parts_that_no_thread_takes_are_done_by_the_caller() -> None:
+    # As at the interpreter's end, when a pool takes no more: an answer all the same.
+    python(
+        """
+        import atexit, threading, time
+        import numpy as np, pyrnn
+        from pyrnn.testing import Call
+        call = Call("lstm", {"B": 40, "T": 10, "I": 30, "H": 70})
+        want = pyrnn.lstm(**call.arrays, backend="numba")
+
+        def late():
+            threading.main_thread().join()
+            for _ in range(20):
+                got = pyrnn.lstm(**call.arrays, backend="numba")
+                assert np.array_equal(got.y, want.y)
+            print("done", flush=True)
+
+        pyrnn.set_num_threads(3)
+        threading.Thread(target=late).start()
+        """
+    ).strip() == "done" or pytest.fail("the late thread did not come to its end")
+
+
 @emitted()
 def tanh_of(e, source, target):
     e.store(activations.tanh(e, e.load(source)), target)

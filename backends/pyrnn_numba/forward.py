@@ -145,6 +145,6 @@ def single_step(unit, layer, ih, hh, new_h, order, lengths, offsets, part, parts
         )  # fmt: skip
         target = layer.y + order[i] * layer.y_row + element(layer, lengths, i, 0) * layer.y_time
         scatter_row(unit, new_h + row + at, target + at, last - first, layer.lanes)
-    for row in range(rows * hidden, len(order) * hidden, hidden):
-        copy_row(unit, layer.h + row + at, new_h + row + at, (last - first) * item)
+    for i in range(rows, len(order)):
+        copy_row(unit, layer.h + i * hidden + at, new_h + i * hidden + at, (last - first) * item)
     denormals_restore(before)

@@ -1,7 +1,7 @@
 """rnn, lstm, gru of the numba backend: allocate, describe the call, run the compiled walk (`walk`) block after block.
 
 The GRU, for one: its formulas are in `cells` (`gru_after`, `gru_after_back`), its steps in
-`forward_kernels.forward_steps` and `backward_kernels.backward_steps`.
+`forward.forward_steps` and `backward.backward_steps`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyrnn import get_num_threads
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from . import walk
-from .panel import REPAID, ROWS, SCRATCH
+from .panel import PANEL, REPAID, ROWS, SCRATCH
 from .team import run
 from .vector import VECTOR_BYTES
 
@@ -188,6 +188,8 @@ def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:
     parts = min(threads, batch)
     steps = len(plan.offsets) - 1
     single = steps == 1 and cell != walk.GRU_BEFORE and not repays(batch)
+    if single:
+        threads = min(threads, max(1, -(-size // PANEL)))  # it is units that are shared
     h, c, bias, b_hn = scratch.rows((batch, size), (batch, size) if lstm else None, (gates, size), (1, size), zero=True)
     scratch.fill(h, size, arrays.h0, plan.order)
     if lstm:
@@ -204,9 +206,10 @@ def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:
         *(address(y), *y.strides), packed_x=packed_x, gates=kept_gates, gates_from=0, q=q, h=h, c=c, h_kept=h_kept,
         c_kept=c_kept, bias=bias, b_hn=b_hn,
     )  # fmt: skip
+    keep = (scratch, buffers, arrays, y)
     if single:
         ih, hh = (scratch.weights(w, (gates,), size, panels, packed=False) for w in (w_ih, w_hh))
-        run(threads, forward_kernels.single_step, scratch.unit, layer, ih, hh, new_h, *plan)
+        run(threads, forward_kernels.single_step, scratch.unit, layer, ih, hh, new_h, *plan, keep=keep)
         h = new_h
     else:
         ih = scratch.weights(w_ih, (gates,), size, panels, packed=repays(everything))
@@ -214,8 +217,8 @@ def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:
         for s0, s1 in blocks if hidden else ():
             block = layer if keeps else layer._replace(gates_from=int(plan.offsets[s0]))
             rest = (*plan, s0, s1)
-            run(threads, forward_kernels.project, scratch.unit, block, ih, *rest)
-            run(parts, forward_kernels.forward_steps, scratch.unit, block, hh, *rest)
+            run(threads, forward_kernels.project, scratch.unit, block, ih, *rest, keep=keep)
+            run(parts, forward_kernels.forward_steps, scratch.unit, block, hh, *rest, keep=keep)
     h_n = scratch.unsorted(h, size, plan, hidden)
     return (y, h_n, scratch.unsorted(c, size, plan, hidden)) if lstm else (y, h_n), saved
 
@@ -259,18 +262,25 @@ def backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
     dw_hh = np.zeros((gates * hidden, size // dtype.itemsize), dtype) if needs.w_hh else None
     db = np.zeros((planes, size // dtype.itemsize), dtype) if needs.b or needs_b_hn else None
     sums = (address(dw_ih), address(dw_hh), address(db))
+    keep = (scratch, saved, dy, dx, dw_ih, dw_hh, db)
     for s0, s1 in reversed(blocks) if hidden else ():
         rest = (*plan, s0, s1)
         if needs.w_ih:
-            run(threads, backward_kernels.gather_block, scratch.unit, layer, *rest)
-        run(parts, backward_kernels.backward_steps, scratch.unit, layer, hh, d, planes * size, reset, d_reset, *rest)
+            run(threads, backward_kernels.gather_block, scratch.unit, layer, *rest, keep=keep)
+        run(
+            parts, backward_kernels.backward_steps, scratch.unit, layer, hh, d, planes * size, reset, d_reset, *rest,
+            keep=keep,
+        )  # fmt: skip
         if any(sums):
-            run(threads, backward_kernels.weight_gradients, scratch.unit, layer, d, planes * size, reset, *sums, *rest)
+            run(
+                threads, backward_kernels.weight_gradients, scratch.unit, layer, d, planes * size, reset, *sums,
+                *rest, keep=keep,
+            )  # fmt: skip
         if dx is not None:
             inward = layer._replace(packed_x=packed_dx)
             run(
                 threads, backward_kernels.input_gradients, scratch.unit, inward, ih, d, planes * size, address(dx),
-                dx.strides[0], *rest,
+                dx.strides[0], *rest, keep=keep,
             )  # fmt: skip
     grads = {
         "x": dx,

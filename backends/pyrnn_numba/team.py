@@ -8,8 +8,9 @@ callers share one pool; parts never wait for each other, so none can block. A fo
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -19,14 +20,30 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pyrnn_numba")
 
 
-def run(parts: int, kernel: Callable[..., None], *arguments: Any) -> None:
-    """Call ``kernel(*arguments, part, parts)`` for each part, at the same time where there are threads for it, and
-    wait."""
-    others = [_pool().submit(kernel, *arguments, part, parts) for part in range(1, parts)]
+def run(parts: int, kernel: Callable[..., None], *arguments: Any, keep: Any) -> None:
+    """Call ``kernel(*arguments, part, parts)`` for each part, at the same time where there are threads, and wait.
+
+    Kernels know memory by address: ``keep`` is what owns it, and stays alive until the last part is done, whatever
+    becomes of the caller (an interrupt while it waits).
+    """
+
+    todo = deque(range(parts))
+
+    def work(owner: Any) -> None:
+        while todo:
+            try:
+                part = todo.popleft()
+            except IndexError:  # another thread was faster
+                return
+            kernel(*arguments, part, parts)
+
+    others = []
     try:
-        kernel(*arguments, 0, parts)
-    finally:
-        if others:
-            wait(others)
+        for _ in range(1, parts):
+            others.append(_pool().submit(work, keep))
+    except RuntimeError:  # the interpreter shuts down, or there is no thread to be had: the rest is done here
+        pass
+    work(keep)
     for other in others:
-        other.result()
+        if not other.cancel():  # it has begun
+            other.result()

@@ -228,8 +228,8 @@ def run_property(
 ) -> Result:
     """Try a property of an op on drawn calls; of a failure, find the smallest call that shows it.
 
-    The kinds of sizes take turns, first the simplest call of each. Each further call is drawn by a run of its own:
-    within a run Hypothesis varies what it has drawn before, and may leave out some kind of size or option altogether.
+    Each kind of size has a run of its own: within a run Hypothesis varies what it has drawn before, and may leave out
+    some kind altogether.
     """
     reason = prop.needs_claim(subject, op)
     if reason:
@@ -237,10 +237,10 @@ def run_property(
     regimes, count = regimes_of(prop), examples_for(prop, max_examples)
     shrink = shrink and prop.share > FEW
     search = _Search(subject, op, prop)
-    for k in range(count):
-        drawn = search.drawn(regimes[k % len(regimes)])
-        failure = search.run(drawn, f"{seed}/{op}/{prop.name}/{k}", 2 if k >= len(regimes) else 1, shrink)
-        if failure and shrink and k % len(regimes):  # perhaps a smaller kind shows it too
+    for k, regime in enumerate(regimes[:count]):
+        share = count // len(regimes) + (k < count % len(regimes))
+        failure = search.run(search.drawn(regime), f"{seed}/{op}/{prop.name}/{regime}", share, shrink)
+        if failure and shrink and k:  # perhaps a smaller kind shows it too
             failure = search.run(search.drawn(*regimes), f"{seed}/{op}/{prop.name}", count, shrink) or failure
         if failure:
             said, call = failure
@@ -267,10 +267,7 @@ class _Search:
         return self._drawn[regimes]
 
     def run(self, drawn: Any, seed: str, examples: int, shrink: bool) -> tuple[str, Call] | None:
-        """Return what failed, and for which call.
-
-        A run begins with the simplest call. Of a run of two this one is left out: an earlier run has tried it.
-        """
+        """Return what failed, and for which call."""
         seen: list[Call] = []
 
         @seeded(seed)
@@ -287,8 +284,6 @@ class _Search:
         @given(call=drawn)
         def holds(call: Call) -> None:
             seen.append(call)
-            if len(seen) == 1 and examples == 2:
-                return
             self.tried += 1
             try:
                 self.prop.check(self.subject, call)

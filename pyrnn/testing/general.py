@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -211,7 +212,7 @@ def layouts(subject: Subject, call: Call) -> None:
     all_within(pullback(lying), expected_gradients(call, want, cotangents), call.dtype, "gradient of ")
 
 
-NOTHING = {"B": (0, 2), "T": (0, 2), "I": (0, 2), "F": (0, 2), "O": (0, 2), "D": (0, 2), "... size": (0, 2)}
+NOTHING = {symbol: (0, 2) for symbol in ("B", "T", "I", "H", "F", "O", "D", "... size")}
 
 
 @prop("empty", backward=True, share=0.5, draws={"regimes": ("tiny",), "sizes": NOTHING})
@@ -270,6 +271,10 @@ def inputs(subject: Subject, call: Call) -> None:
             raise AssertionError(f"{name}: was written to")
     handed = [a for a in (*arrays.values(), *given.values()) if isinstance(a, np.ndarray)]
     found = {**{f"{name}": a for name, a in results.items()}, **{f"gradient of {n}": g for n, g in grads.items()}}
+    for own in (results, outputs, grads):
+        for (name, array), (other, second) in combinations(own.items(), 2):
+            if array is not None and second is not None and np.may_share_memory(array, second):
+                raise AssertionError(f"{name} and {other} share memory; results are the caller's own")
     for name, array in (*found.items(), *outputs.items()):
         if array is not None and any(np.may_share_memory(array, other) for other in handed):
             raise AssertionError(f"{name}: shares memory with an argument; results are the caller's own")

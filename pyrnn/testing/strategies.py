@@ -112,12 +112,8 @@ def sizes(draw: Any, op: str, bounds: Bounds | None = None, regimes: Sequence[st
 
 
 def _size(low: int, high: int) -> st.SearchStrategy[int]:
-    return st.integers(low, high) | st.sampled_from(_round(low, high))
-
-
-def _round(low: int, high: int) -> list[int]:
-    """Return the sizes from low to high that kernels are cut for; the least where there is none."""
-    return [size for size in (8, 16, 32, 48, 64, 128, 256, 512, 1024) if low <= size <= high] or [low]
+    cut = [size for size in (8, 16, 32, 48, 64, 128, 256, 512, 1024) if low <= size <= high]  # what kernels are cut for
+    return st.integers(low, high) | st.sampled_from(cut) if cut else st.integers(low, high)
 
 
 def symbols(op: Op) -> list[str]:
