@@ -1,8 +1,8 @@
 """The building block: a tile of rows times a panel of columns, every sum one chain of fused multiply-adds.
 
-(a) `tile` holds up to ROWS x 4 vectors of sums in registers. Each begins at what stands in C and adds a[row, k]·b[k,
+(a) `tile` holds up to ROWS x WIDE vectors of sums in registers. Each begins at what stands in C and adds a[row, k]·b[k,
     column] in ascending k. So an element's bits do not depend on the tile it falls into, nor on the rows beside it.
-(b) B is packed: panels of 4 vectors of columns, then single vectors, each [k][columns]; or lies as it is, rows of k.
+(b) B is packed: panels of WIDE vectors of columns, then single vectors, each [k][columns]; or lies as it is, rows of k.
 (c) Where too few rows would use packed weights, `product_of_weights` packs a panel at a time into a scratch that stays
     in cache.
 """
@@ -17,7 +17,7 @@ from numba import njit
 
 from .vector import INT, VECTOR_BYTES, Emitter, Vector, emitted
 
-ROWS = 6 if VECTOR_BYTES == 64 else 4  # with 4 (or 2) vectors of columns: what the registers hold
+ROWS = 6 if VECTOR_BYTES == 64 else 4  # with WIDE vectors of columns: what the registers hold
 WIDE = 4 if VECTOR_BYTES == 64 else 3
 PANEL = WIDE * VECTOR_BYTES
 VECTOR = VECTOR_BYTES

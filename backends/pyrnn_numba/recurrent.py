@@ -24,13 +24,8 @@ BLOCK_BYTES = 2**21  # of gates in a block of steps: what a second-level cache h
 SECOND_THREAD = 5e6  # multiply-adds that are worth waking another thread for
 SECOND_THREAD_OF_WEIGHTS = 5e5  # or so many weights, which come from memory
 GATES = (1, 1, 4, 3, 3)  # by cell
-GRADIENT_PLANES = (
-    1,
-    1,
-    4,
-    4,
-    3,
-)  # the GRU that resets after has two gradients of n: seen from the inputs, and the state
+# The GRU that resets after has two gradients of n: seen from the inputs, and from the state.
+GRADIENT_PLANES = (1, 1, 4, 4, 3)
 IN_ORDER = np.arange(4)
 
 Array = np.ndarray

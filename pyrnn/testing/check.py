@@ -84,8 +84,7 @@ def check_op(
     """Hold any function with an op's signature to what the op must do: a binding, an exported model, hardware.
 
     Arrays and options are passed by name, those at their default not at all; options that are arrays (lengths, indices,
-    masks) as numpy arrays. An optional array or an option that the
-    function's signature lacks is not asked of it.
+    masks) as numpy arrays. An optional array or an option that the function's signature lacks is not asked of it.
 
     Parameters
     ----------
@@ -239,9 +238,9 @@ def run_property(
     search = _Search(subject, op, prop)
     for k, regime in enumerate(regimes[:count]):
         share = count // len(regimes) + (k < count % len(regimes))
-        failure = search.run(search.drawn(regime), f"{seed}/{op}/{prop.name}/{regime}", share, shrink)
+        failure = search.run([regime], f"{seed}/{op}/{prop.name}/{regime}", share, shrink)
         if failure and shrink and k:  # perhaps a smaller kind shows it too
-            failure = search.run(search.drawn(*regimes), f"{seed}/{op}/{prop.name}", count, shrink) or failure
+            failure = search.run(regimes, f"{seed}/{op}/{prop.name}", count, shrink) or failure
         if failure:
             said, call = failure
             return Result(op, prop.name, "failed", said, code_of(subject, prop, call), search.tried)
@@ -259,15 +258,9 @@ class _Search:
     def __init__(self, subject: Subject, op: str, prop: Property) -> None:
         self.subject, self.op, self.prop = subject, op, prop
         self.tried = 0
-        self._drawn: dict[tuple[str, ...], Any] = {}
 
-    def drawn(self, *regimes: str) -> Any:
-        if regimes not in self._drawn:
-            self._drawn[regimes] = drawn_for(self.subject, self.op, self.prop, regimes)
-        return self._drawn[regimes]
-
-    def run(self, drawn: Any, seed: str, examples: int, shrink: bool) -> tuple[str, Call] | None:
-        """Return what failed, and for which call."""
+    def run(self, regimes: Sequence[str], seed: str, examples: int, shrink: bool) -> tuple[str, Call] | None:
+        """Draw calls of some kinds of sizes; return what failed, and for which call."""
         seen: list[Call] = []
 
         @seeded(seed)
@@ -281,7 +274,7 @@ class _Search:
             phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
             suppress_health_check=QUIET,
         )
-        @given(call=drawn)
+        @given(call=drawn_for(self.subject, self.op, self.prop, regimes))
         def holds(call: Call) -> None:
             seen.append(call)
             self.tried += 1
