@@ -1,11 +1,13 @@
 /* Vectors of REAL at this level: F(vec), its integer twin F(ivec), LANES of them, and the few functions on them.
 
    + - * / & | ^ << >> work on vectors as they are (GCC and Clang vector extensions). Only what these lack has a
-   name here: loads, stores, broadcast, fused multiply-add, minimum. */
+   name here: loads, stores, broadcast, fused multiply-add, maximum. */
 #undef LANES
 #undef VEC_INT
 
 #ifndef VECTOR_BYTES
+#define UNROLL _Pragma("GCC unroll 16")
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define REGISTERS 32
@@ -67,11 +69,89 @@ static inline F(vec) F(fma)(F(vec) a, F(vec) b, F(vec) c) {
 #endif
 }
 
+/* a / b for b in [1, 4]. A whole AVX-512 division keeps its unit busy for 16 cycles; there it is an estimate of 1 / b, refined
+   to half an ULP, times a. */
+static inline F(vec) F(divide)(F(vec) a, F(vec) b) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    const F(vec) guess = (F(vec))_mm512_rcp14_ps((__m512)b);
+    return a * F(fma)(F(fma)(-b, guess, F(all)(1.0f)), guess, guess);
+#else
+    return a / b;
+#endif
+}
+
 static inline F(vec) F(select)(F(ivec) mask, F(vec) yes, F(vec) no) {
     return (F(vec))((mask & (F(ivec))yes) | (~mask & (F(ivec))no));
 }
 
-/* The smaller of a limit and x; a NaN in x stays. */
-static inline F(vec) F(at_most)(F(vec) limit, F(vec) x) { return F(select)((F(ivec))(x > limit), limit, x); }
-/* The larger likewise. */
-static inline F(vec) F(at_least)(F(vec) limit, F(vec) x) { return F(select)((F(ivec))(x < limit), limit, x); }
+/* The larger of a limit and x; a NaN in x stays. */
+static inline F(vec) F(at_least)(F(vec) limit, F(vec) x) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    return (F(vec))_mm512_max_ps((__m512)limit, (__m512)x);
+#elif defined(__AVX512F__)
+    return (F(vec))_mm512_max_pd((__m512d)limit, (__m512d)x);
+#elif defined(__AVX2__) && REAL_BYTES == 4
+    return (F(vec))_mm256_max_ps((__m256)limit, (__m256)x);
+#elif defined(__AVX2__)
+    return (F(vec))_mm256_max_pd((__m256d)limit, (__m256d)x);
+#else
+    return F(select)((F(ivec))(x < limit), limit, x);
+#endif
+}
+
+/* x·2^n for a whole n, which also stands in the low bits of `shifted` = n + magic. */
+static inline F(vec) F(scale)(F(vec) x, F(vec) n, F(vec) shifted, REAL magic) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    (void)shifted, (void)magic;
+    return (F(vec))_mm512_scalef_ps((__m512)x, (__m512)n);
+#elif defined(__AVX512F__)
+    (void)shifted, (void)magic;
+    return (F(vec))_mm512_scalef_pd((__m512d)x, (__m512d)n);
+#else
+    /* In two factors: 2^n alone would leave the exponent's range at the far end of a tail. */
+    const int shift = REAL_BYTES == 4 ? 23 : 52;
+    const F(ivec) whole = (F(ivec))shifted - (F(ivec))F(all)(magic), half = whole >> 1, one = (F(ivec))F(all)((REAL)1);
+    (void)n;
+    return x * (F(vec))((half << shift) + one) * (F(vec))(((whole - half) << shift) + one);
+#endif
+}
+
+#if defined(__AVX512F__)
+static inline F(ivec) F(lane_numbers)(void) {
+    F(ivec) lane = {0};
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane;
+}
+/* Lane i is element index[i] of a followed by b. */
+static inline F(vec) F(pick)(F(vec) a, F(ivec) index, F(vec) b) {
+#if REAL_BYTES == 4
+    return (F(vec))_mm512_permutex2var_ps((__m512)a, (__m512i)index, (__m512)b);
+#else
+    return (F(vec))_mm512_permutex2var_pd((__m512d)a, (__m512i)index, (__m512d)b);
+#endif
+}
+#endif
+
+/* Write a square of LANES x LANES elements transposed. */
+static inline void F(transpose)(const REAL *in, ptrdiff_t row, REAL *out, ptrdiff_t out_row) {
+#if defined(__AVX512F__)
+    /* Stage d swaps the off-diagonal d x d squares of each 2d x 2d square. */
+    F(vec) v[LANES];
+    const F(ivec) lane = F(lane_numbers)();
+    UNROLL for (int i = 0; i < LANES; i++) v[i] = F(load)(in + i * row);
+    UNROLL for (int d = 1; d < LANES; d *= 2) {
+        const F(ivec) later = (lane & d) != 0;
+        const F(ivec) even = (lane & ~later) | ((lane - d + LANES) & later), odd = ((lane + d) & ~later) | ((lane + LANES) & later);
+        UNROLL for (int i = 0; i < LANES; i++) {
+            if (i & d) continue;
+            const F(vec) a = v[i], b = v[i + d];
+            v[i] = F(pick)(a, even, b);
+            v[i + d] = F(pick)(a, odd, b);
+        }
+    }
+    UNROLL for (int i = 0; i < LANES; i++) F(store)(out + i * out_row, v[i]);
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++) out[i * out_row + j] = in[j * row + i];
+#endif
+}
