@@ -23,7 +23,7 @@ static void F(plan_linear)(F(linear_plan) *plan, const pyrnn_linear *p, arena_t 
     plan->p = p;
     plan->Op = round_up(p->O, LANES);
     plan->Ip = round_up(p->I, LANES);
-    const ptrdiff_t shares = larger(p->M / ROWS(2), larger(plan->Op, plan->Ip) / WIDTH);
+    const ptrdiff_t shares = larger(p->M / ROWS(MAX_VECTORS), larger(plan->Op, plan->Ip) / WIDTH);
     plan->threads = 2.0 * (double)p->M * (double)p->I * (double)p->O < 1e6 ? 1 : (int)smaller(p->threads, larger(shares, 1));
     if (!backward) {
         plan->w = take(arena, (size_t)(plan->Op * p->I) * sizeof(REAL));
@@ -34,7 +34,7 @@ static void F(plan_linear)(F(linear_plan) *plan, const pyrnn_linear *p, arena_t 
     if (p->dx) plan->w_back = take(arena, (size_t)(p->O * plan->Ip) * sizeof(REAL));
     if (p->dw) {
         plan->x_panels = take(arena, (size_t)(sum_rows * plan->Ip) * sizeof(REAL));
-        plan->scratch = take(arena, (size_t)(p->threads * sum_rows * MAX_ROWS) * sizeof(REAL));
+        plan->scratch = take(arena, (size_t)(p->threads * sum_rows * SCRATCH_ROW) * sizeof(REAL));
         plan->dw = take(arena, (size_t)(p->O * plan->Ip) * sizeof(REAL));
     }
     if (p->db) plan->db = take(arena, (size_t)plan->Op * sizeof(REAL));
@@ -54,12 +54,13 @@ static void F(rows_times_panels)(
             const ptrdiff_t here = smaller(K_BLOCK, K - k);
             F(product) p = {
                 .a = a + r * K + k, .a_row = K, .a_k = 1, .K = here,
-                .b = panels + k * WIDTH, .b_next = WIDTH * K,
+                .b = panels + k * WIDTH, .b_k = WIDTH, .b_next = WIDTH * K,
                 .c = k ? to + r * columns : start ? start : zeros, .c_row = k ? columns : 0, .c_next = k || start ? WIDTH : 0,
                 .out = to + r * columns, .out_row = columns, .out_next = WIDTH};
-            F(multiply)(2, whole / LANES, rows, p);
+            F(multiply)(MAX_VECTORS, whole / LANES, rows, p);
             if (rest) {
                 p.b = panels + whole * K + k * rest;
+                p.b_k = rest;
                 p.c = k ? edge : start ? start + whole : zeros;
                 p.c_row = k ? rest : 0;
                 p.out = edge;
@@ -84,7 +85,7 @@ static void F(linear_forward_work)(const member_t *me, void *context) {
         F(pack_bias)(plan->bias + unit, &p->b, GATE_NUMBERS, 1, unit, wide, p->O);
     }
     team_wait(me);
-    team_share(me, p->M, ROWS(2), &first, &last);
+    team_share(me, p->M, ROWS(MAX_VECTORS), &first, &last);
     F(rows_times_panels)(p->x, p->I, plan->w, plan->bias, p->y, p->O, first, last);
 }
 
@@ -93,7 +94,7 @@ static void F(linear_backward_work)(const member_t *me, void *context) {
     const pyrnn_linear *p = plan->p;
     const pyrnn_in x = {p->x, {p->I, 1, 0}};
     ptrdiff_t first, last, column, end, unit, unit_end;
-    team_share(me, p->M, ROWS(2), &first, &last);
+    team_share(me, p->M, ROWS(MAX_VECTORS), &first, &last);
     team_share(me, plan->Ip, WIDTH, &column, &end);
     team_share(me, p->O, WIDTH, &unit, &unit_end);
     if (p->dx) {
@@ -115,7 +116,7 @@ static void F(linear_backward_work)(const member_t *me, void *context) {
             F(pack_columns)(plan->x_panels + j * rows, &block, j, smaller(WIDTH, plan->Ip - j), p->I, rows);
         team_wait(me);
         F(add_outer)(dy + unit, p->O, unit_end - unit, plan->x_panels, plan->Ip, rows, plan->dw + unit * plan->Ip, plan->Ip,
-                     plan->scratch + me->id * smaller(LINEAR_SUM, p->M) * MAX_ROWS);
+                     plan->scratch + me->id * smaller(LINEAR_SUM, p->M) * SCRATCH_ROW);
         team_wait(me);
     }
     if (p->db) memcpy((REAL *)p->db + unit, plan->db + unit, (size_t)(unit_end - unit) * sizeof(REAL));

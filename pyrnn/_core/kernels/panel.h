@@ -44,13 +44,13 @@ static void *take(arena_t *arena, size_t bytes) {
 #endif
 
 #undef WIDTH
-#define WIDTH (2 * LANES) /* columns of the panels that hold no gates */
+#define WIDTH (MAX_VECTORS * LANES) /* columns of the panels that hold no gates */
 
 typedef struct {
     const REAL *a; /* a[m, k] lies at m·a_row + k·a_k */
     ptrdiff_t a_row, a_k;
-    const REAL *b; /* the panel: NV vectors for each k */
-    ptrdiff_t K;
+    const REAL *b; /* the panel, or some vectors of it: those for k at k·b_k */
+    ptrdiff_t b_k, K;
     const REAL *c; /* what the chains begin with: row m at m·c_row */
     ptrdiff_t c_row;
     REAL *out;
@@ -65,7 +65,7 @@ ALWAYS_INLINE void F(tile)(const int mr, const int nv, const int panels, const F
         UNROLL for (int n = 0; n < nv * panels; n++)
             sum[m][n] = F(load)(p->c + m * p->c_row + n / nv * p->c_next + n % nv * LANES);
     const REAL *a = p->a, *b = p->b;
-    const ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_next = p->b_next;
+    const ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k, b_next = p->b_next;
     for (ptrdiff_t k = p->K; k > 0; k--) {
         __builtin_prefetch(ahead, 0, 2);
         if (mr < nv) { /* fewer registers are taken when the rows stay in them */
@@ -84,7 +84,7 @@ ALWAYS_INLINE void F(tile)(const int mr, const int nv, const int panels, const F
             }
         }
         a += a_k;
-        b += nv * LANES;
+        b += b_k;
         ahead += LANES;
     }
     UNROLL for (int m = 0; m < mr; m++)
@@ -140,11 +140,11 @@ static void F(panel_rows)(int nv, ptrdiff_t rows, F(product) p) {
             q.a += r * q.a_row;
             q.c += r * q.c_row;
             q.out += r * q.out_row;
-            F(tiles)[nv][height](&q, q.b + q.K * (nv + t % nv) * LANES);
+            F(tiles)[nv][height](&q, q.b + q.K * (q.b_k + t % nv * LANES));
         }
         if (left <= K_BLOCK) return;
         p.a += p.K * p.a_k;
-        p.b += p.K * nv * LANES;
+        p.b += p.K * p.b_k;
         p.c = p.out;
         p.c_row = p.out_row;
     }
@@ -215,7 +215,8 @@ static void F(pack_columns)(REAL *panel, const pyrnn_in *w, ptrdiff_t column, pt
 /* --- weight gradients ------------------------------------------------------------------------------------------ */
 
 #define OUTER_COLUMNS 512 /* so many columns of a block stay in L2 while rows of the gradient pass */
-#define OUTER_SCRATCH (BLOCK_ROWS * MAX_ROWS)
+#undef SCRATCH_ROW
+#define SCRATCH_ROW round_up(ROWS(MAX_VECTORS), LANES) /* elements of scratch for a row of d */
 
 /* total[m, :] += Σ_r d[r, m] · panels[r, :] for m in [0, M): one block of rows r. `panels` has `columns` columns, a multiple
    of LANES, in panels of WIDTH. */
@@ -225,16 +226,17 @@ static void F(add_outer)(
 ) {
     static const REAL zeros[WIDTH];
     REAL block[MAX_ROWS * WIDTH];
-    const ptrdiff_t tiles = (M + ROWS(2) - 1) / ROWS(2);
+    const ptrdiff_t tiles = (M + ROWS(MAX_VECTORS) - 1) / ROWS(MAX_VECTORS);
     for (ptrdiff_t j0 = 0; j0 < columns; j0 += OUTER_COLUMNS) {
         for (ptrdiff_t t = 0; t < tiles; t++) {
             const ptrdiff_t first = first_row(M, tiles, t), height = first_row(M, tiles, t + 1) - first;
             for (ptrdiff_t r = 0; r < rows; r++)
-                for (ptrdiff_t m = 0; m < height; m++) scratch[r * height + m] = d[r * d_row + first + m];
+                for (ptrdiff_t m = 0; m < height; m += LANES)
+                    F(store)(scratch + r * SCRATCH_ROW + m, F(load_part)(d + r * d_row + first + m, M - first - m));
             for (ptrdiff_t j = j0; j < smaller(j0 + OUTER_COLUMNS, columns); j += WIDTH) {
                 const ptrdiff_t wide = smaller(WIDTH, columns - j);
                 const F(product) p = {
-                    .a = scratch, .a_row = 1, .a_k = height, .b = panels + j * rows, .K = rows,
+                    .a = scratch, .a_row = 1, .a_k = SCRATCH_ROW, .b = panels + j * rows, .b_k = wide, .K = rows,
                     .c = zeros, .out = block, .out_row = wide};
                 F(tiles)[wide / LANES][height](&p, p.b + rows * wide);
                 for (ptrdiff_t m = 0; m < height; m++) {

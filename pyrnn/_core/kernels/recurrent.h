@@ -20,11 +20,11 @@ typedef struct {
 } cell_t;
 
 static const cell_t CELLS[] = {
-    [PYRNN_RNN_TANH] = {1, 1, 0, 1, {{0, 1, 2}}, {0}},
-    [PYRNN_RNN_RELU] = {1, 1, 0, 1, {{0, 1, 2}}, {0}},
+    [PYRNN_RNN_TANH] = {1, 1, 0, 1, {{0, 1, 4}}, {0}},
+    [PYRNN_RNN_RELU] = {1, 1, 0, 1, {{0, 1, 4}}, {0}},
     [PYRNN_LSTM] = {4, 1, 4, 4, {{0, 4, 1}}, {0, 1, 2, 3}},
     [PYRNN_GRU_AFTER] = {3, 1, 4, 4, {{0, 3, 1}}, {0, 1, 3}},
-    [PYRNN_GRU_BEFORE] = {3, 2, 3, 3, {{0, 2, 2}, {2, 1, 2}}, {0, 1, 2}},
+    [PYRNN_GRU_BEFORE] = {3, 2, 3, 3, {{0, 2, 2}, {2, 1, 4}}, {0, 1, 2}},
 };
 static const int GATE_NUMBERS[] = {0, 1, 2, 3};
 
@@ -51,6 +51,9 @@ static split_t choose_split(const pyrnn_recurrent *p, ptrdiff_t total_steps, ptr
     return BY_ROWS;
 }
 #endif
+
+#undef SHARE
+#define SHARE (2 * LANES) /* threads share units in multiples of this; a panel of one gate may be cut there */
 
 /* A layer's weights as panels, per set of gates. */
 typedef struct {
@@ -106,7 +109,7 @@ typedef struct {
     ptrdiff_t unit, unit_end; /* of Hp */
     REAL *inputs, *before[2]; /* forward: the plan's, where this part's rows begin */
     F(weights) weights;       /* forward: the panels from unit `origin` on */
-    ptrdiff_t origin;
+    ptrdiff_t origin, packed_end; /* the units that they are of */
 } F(part);
 
 static F(part) F(part_of)(const F(plan) *plan, const member_t *me) {
@@ -117,15 +120,28 @@ static F(part) F(part_of)(const F(plan) *plan, const member_t *me) {
         part.stride = me->size;
         rows_before = plan->block * (plan->p->B / me->size * me->id + smaller(plan->p->B % me->size, me->id));
     } else {
-        team_share(me, plan->Hp, WIDTH, &part.unit, &part.unit_end);
+        team_share(me, plan->Hp, SHARE, &part.unit, &part.unit_end);
     }
     if (!plan->inputs) return part; /* a backward */
     part.inputs = plan->inputs + rows_before * plan->p->I;
     for (int set = 0; set < plan->cell->sets; set++)
-        part.before[set] = plan->before[set] + rows_before * plan->cell->set[set].count * round_up(plan->Hp, WIDTH);
+        part.before[set] = plan->before[set] + rows_before * plan->cell->set[set].count * plan->Hp;
     part.weights = plan->packed;
+    part.packed_end = plan->Hp;
     if (plan->as_it_goes) F(shift_weights)(&part.weights, plan->cell, me->id * (ptrdiff_t)plan->apart / REAL_BYTES);
     return part;
+}
+
+/* The panel of a set of gates at `unit`, or what the part has of it: `units` units, and where their weights lie with K rows. */
+typedef struct {
+    ptrdiff_t units, b, b_k;
+} F(slice);
+
+static inline F(slice) F(slice_at)(const F(plan) *plan, const F(part) *part, int set, ptrdiff_t unit, ptrdiff_t K) {
+    const ptrdiff_t count = plan->cell->set[set].count, full = plan->cell->set[set].vectors * LANES;
+    const ptrdiff_t before = (unit - part->origin) / full * full, wide = smaller(full, part->packed_end - part->origin - before);
+    const ptrdiff_t inside = unit - part->origin - before;
+    return (F(slice)){smaller(wide - inside, part->unit_end - unit), before * count * K + inside, wide * count};
 }
 
 /* How many of the first `rows` rows are this part's. */
@@ -199,7 +215,7 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
         plan->active[s] = rows;
         total += rows > 0;
     }
-    plan->split = choose_split(p, total, (plan->Hp + WIDTH - 1) / WIDTH, REAL_BYTES, &plan->threads);
+    plan->split = choose_split(p, total, (plan->Hp + SHARE - 1) / SHARE, REAL_BYTES, &plan->threads);
     plan->asked = seconds();
 }
 

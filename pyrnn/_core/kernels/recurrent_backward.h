@@ -22,7 +22,7 @@ static void F(plan_backward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *a
         if (p->cell == PYRNN_GRU_BEFORE) plan->r_panels = take(arena, (size_t)(rows * plan->Hp) * sizeof(REAL));
         plan->dw_hh = take(arena, (size_t)(weights * plan->Hp) * sizeof(REAL));
     }
-    if (p->dw_ih || p->dw_hh) plan->scratch = take(arena, (size_t)(p->threads * rows * MAX_ROWS) * sizeof(REAL));
+    if (p->dw_ih || p->dw_hh) plan->scratch = take(arena, (size_t)(p->threads * rows * SCRATCH_ROW) * sizeof(REAL));
     if (p->db || p->db_hn) plan->db = take(arena, (size_t)(cell->grads * plan->Hp) * sizeof(REAL));
 }
 
@@ -56,18 +56,20 @@ static void F(state_gradients)(
     const pyrnn_recurrent *p = plan->p;
     const cell_t *cell = plan->cell;
     const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]), stride = part->stride, d_row = plan->d_row;
-    for (ptrdiff_t unit = part->unit, panels; rows && unit < part->unit_end; unit += panels * WIDTH) {
-        const ptrdiff_t wide = smaller(WIDTH, part->unit_end - unit);
-        panels = rows == 1 && unit + PANELS(2) * WIDTH <= part->unit_end ? PANELS(2) : 1;
+    for (ptrdiff_t unit = part->unit, units; rows && unit < part->unit_end; unit += units) {
+        const ptrdiff_t panel = unit / WIDTH * WIDTH, wide = smaller(WIDTH, Hp - panel);
+        const int several = rows == 1 && unit == panel && unit + PANELS(MAX_VECTORS) * WIDTH <= part->unit_end;
+        units = several ? PANELS(MAX_VECTORS) * WIDTH : smaller(panel + wide, part->unit_end) - unit;
         REAL *dh = plan->dh + part->first * Hp + unit;
         for (int g = first_gate; g < last_gate; g++) {
             const F(product) product = {
                 .a = d_step + part->first * d_row + cell->hh_plane[g] * Hp, .a_row = stride * d_row, .a_k = 1, .K = p->H,
-                .b = plan->hh_back + (unit * cell->gates + g * wide) * p->H, .b_next = WIDTH * cell->gates * p->H,
+                .b = plan->hh_back + (panel * cell->gates + g * wide) * p->H + unit - panel, .b_k = wide,
+                .b_next = WIDTH * cell->gates * p->H,
                 .c = dh, .c_row = stride * Hp, .c_next = WIDTH,
                 .out = dh, .out_row = stride * Hp, .out_next = WIDTH};
-            if (panels > 1) F(row_tiles)[2](&product, product.b);
-            else F(panel_rows)((int)(wide / LANES), rows, product);
+            if (several) F(row_tiles)[MAX_VECTORS](&product, product.b);
+            else F(panel_rows)((int)(units / LANES), rows, product);
         }
     }
 }
@@ -124,9 +126,9 @@ static void F(weight_gradients)(const F(plan) *plan, const member_t *me, ptrdiff
     const pyrnn_recurrent *p = plan->p;
     const cell_t *cell = plan->cell;
     const ptrdiff_t Hp = plan->Hp;
-    REAL *scratch = plan->scratch + me->id * plan->block * p->B * MAX_ROWS;
+    REAL *scratch = plan->scratch + me->id * plan->block * p->B * SCRATCH_ROW;
     ptrdiff_t first, last;
-    team_share(me, p->H, WIDTH, &first, &last);
+    team_share(me, p->H, LANES, &first, &last);
     for (int g = 0; g < cell->gates; g++) {
         const REAL *d = plan->d + first;
         if (plan->dw_ih)
@@ -146,14 +148,14 @@ static void F(input_gradients)(const F(plan) *plan, const member_t *me, ptrdiff_
     static const REAL zeros[WIDTH];
     const pyrnn_recurrent *p = plan->p;
     ptrdiff_t first, last;
-    team_share(me, rows, ROWS(2), &first, &last);
+    team_share(me, rows, ROWS(MAX_VECTORS), &first, &last);
     REAL *made = plan->made + first * WIDTH; /* [row][wide] */
     for (ptrdiff_t column = 0; first < last && column < plan->Ip; column += WIDTH) {
         const ptrdiff_t wide = smaller(WIDTH, plan->Ip - column);
         for (int g = 0; g < plan->cell->gates; g++) {
             const F(product) product = {
                 .a = plan->d + first * plan->d_row + g * plan->Hp, .a_row = plan->d_row, .a_k = 1, .K = p->H,
-                .b = plan->ih_back + (column * plan->cell->gates + g * wide) * p->H,
+                .b = plan->ih_back + (column * plan->cell->gates + g * wide) * p->H, .b_k = wide,
                 .c = g ? made : zeros, .c_row = g ? wide : 0, .out = made, .out_row = wide};
             F(panel_rows)((int)(wide / LANES), last - first, product);
         }
@@ -221,7 +223,7 @@ static void F(backward_work)(const member_t *me, void *context) {
         if (plan->stop) return;
     }
 
-    team_share(me, p->H, WIDTH, &unit, &unit_end);
+    team_share(me, p->H, LANES, &unit, &unit_end);
     for (int g = 0; g < cell->gates; g++) {
         F(copy_rows)(p->dw_ih, plan->dw_ih, g * p->H + unit, g * p->H + unit_end, p->I, plan->Ip);
         F(copy_rows)(p->dw_hh, plan->dw_hh, g * p->H + unit, g * p->H + unit_end, p->H, Hp);

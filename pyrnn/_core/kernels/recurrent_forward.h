@@ -32,7 +32,7 @@ static void F(plan_forward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *ar
         plan->packed = F(take_weights)(plan->cell, plan->Hp, p->I, p->H, arena);
     }
     for (int set = 0; set < plan->cell->sets; set++)
-        plan->before[set] = take(arena, (size_t)(plan->cell->set[set].count * round_up(plan->Hp, WIDTH) * rows) * sizeof(REAL));
+        plan->before[set] = take(arena, (size_t)(plan->cell->set[set].count * plan->Hp * rows) * sizeof(REAL));
     plan->inputs = take(arena, (size_t)(rows * p->I) * sizeof(REAL));
     if (p->cell == PYRNN_GRU_BEFORE) plan->reset = take(arena, (size_t)(p->B * plan->Hp) * sizeof(REAL));
 }
@@ -85,14 +85,17 @@ static void F(gather_inputs)(const F(plan) *plan, const F(part) *part, ptrdiff_t
 /* before = bias + inputs · W_ih for this part's rows of the block and units. */
 static void F(project)(const F(plan) *plan, const F(part) *part, int set, ptrdiff_t rows) {
     const pyrnn_recurrent *p = plan->p;
-    const int count = plan->cell->set[set].count, vectors = count * plan->cell->set[set].vectors;
-    const ptrdiff_t at = (part->unit - part->origin) * count, NR = vectors * LANES;
-    const F(product) product = {
-        .a = part->inputs, .a_row = p->I, .a_k = 1, .K = p->I,
-        .b = part->weights.ih[set] + at * p->I, .b_next = NR * p->I,
-        .c = part->weights.bias[set] + at, .c_row = 0, .c_next = NR,
-        .out = part->before[set] + part->unit * count * rows, .out_row = NR, .out_next = NR * rows};
-    F(multiply)(vectors, (part->unit_end - part->unit) * count / LANES, rows, product);
+    const int count = plan->cell->set[set].count;
+    F(slice) here;
+    for (ptrdiff_t unit = part->unit; rows && unit < part->unit_end; unit += here.units) {
+        here = F(slice_at)(plan, part, set, unit, p->I);
+        const ptrdiff_t NR = here.units * count;
+        const F(product) product = {
+            .a = part->inputs, .a_row = p->I, .a_k = 1, .K = p->I, .b = part->weights.ih[set] + here.b, .b_k = here.b_k,
+            .c = part->weights.bias[set] + (unit - part->origin) * count, .c_row = 0,
+            .out = part->before[set] + unit * count * rows, .out_row = NR};
+        F(panel_rows)((int)(NR / LANES), rows, product);
+    }
 }
 
 /* One set of gates for a step: the recurrent product from `state` [B][Hp], tile by tile, and on each tile the cell's
@@ -104,50 +107,46 @@ ALWAYS_INLINE void F(walk_step)(
 ) {
     const pyrnn_recurrent *p = plan->p;
     const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]);
-    const int count = plan->cell->set[set].count, vectors = plan->cell->set[set].vectors;
-    const ptrdiff_t before_row = count * vectors * LANES; /* a narrower panel's as well */
+    const int count = plan->cell->set[set].count, vectors = count * plan->cell->set[set].vectors;
     REAL tile[MAX_ROWS * 2 * MAX_VECTORS * LANES];
     F(lanes) at = {.step = s};
-    for (ptrdiff_t unit = part->unit, units; rows && unit < part->unit_end; unit += units) {
-        /* one panel, or for a single row several */
-        ptrdiff_t panels = 1;
-        at.gate = vectors * LANES;
-        if (rows == 1 && unit + PANELS(count * vectors) * at.gate <= part->unit_end)
-            panels = PANELS(count * vectors);
-        else
-            at.gate = smaller(at.gate, part->unit_end - unit);
-        units = panels * at.gate;
-        const ptrdiff_t NR = at.gate * count, nv = NR / LANES, tiles = (rows + ROWS(nv) - 1) / ROWS(nv);
+    for (ptrdiff_t unit = part->unit, panels; rows && unit < part->unit_end; unit += panels * at.gate) {
+        const F(slice) here = F(slice_at)(plan, part, set, unit, p->H);
+        const ptrdiff_t NR = here.units * count, nv = NR / LANES, tiles = (rows + ROWS(nv) - 1) / ROWS(nv);
+        const ptrdiff_t before_panel = NR * block_rows; /* from one panel to the next */
+        const int whole = nv == vectors && here.b_k == NR && unit + PANELS(vectors) * here.units <= part->unit_end;
+        panels = rows == 1 && whole ? PANELS(vectors) : 1;
+        at.gate = here.units;
         F(product) product = {
             .a_row = part->stride * Hp, .a_k = 1, .K = p->H,
-            .b = part->weights.hh[set] + (unit - part->origin) * count * p->H, .b_next = NR * p->H,
+            .b = part->weights.hh[set] + here.b, .b_k = here.b_k, .b_next = NR * p->H,
             .out = tile, .out_row = NR, .out_next = NR};
         for (ptrdiff_t t = 0; t < tiles; t++) {
             const ptrdiff_t r = first_row(rows, tiles, t), height = first_row(rows, tiles, t + 1) - r;
-            const REAL *before = part->before[set] + unit * count * block_rows + (offset + r) * before_row;
+            const REAL *before = part->before[set] + unit * count * block_rows + (offset + r) * NR;
             product.a = state + (part->first + r * part->stride) * Hp;
             product.c = before;
-            product.c_row = before_row;
-            product.c_next = before_row * block_rows;
+            product.c_row = NR;
+            product.c_next = before_panel;
             if (fresh) {
                 for (ptrdiff_t m = 0; m < height * panels; m++) {
                     const ptrdiff_t panel = m / height, row = m % height;
                     REAL *to = tile + (row + panel) * NR; /* one of them is 0 */
-                    memcpy(to, before + row * before_row + panel * before_row * block_rows, (size_t)(NR - at.gate) * sizeof(REAL));
+                    memcpy(to, before + row * NR + panel * before_panel, (size_t)(NR - at.gate) * sizeof(REAL));
                     memcpy(to + NR - at.gate, fresh + unit - part->origin + panel * at.gate, (size_t)at.gate * sizeof(REAL));
                 }
                 product.c = tile;
-                product.c_row = product.c_next = NR;
+                product.c_next = NR;
             }
             if (panels > 1) F(row_tiles)[nv](&product, product.b);
-            else F(tiles)[nv][height](&product, product.b + p->H * (nv + t % nv) * LANES);
+            else F(tiles)[nv][height](&product, product.b + p->H * (here.b_k + t % nv * LANES));
             for (ptrdiff_t m = 0; m < height * panels; m++) {
                 const ptrdiff_t panel = m / height, row = m % height;
                 at.row = part->first + (r + row) * part->stride;
                 for (ptrdiff_t j = 0; j < at.gate; j += LANES) {
                     at.unit = unit + panel * at.gate + j;
                     at.gates = tile + (row + panel) * NR + j;
-                    at.inputs = before + row * before_row + panel * before_row * block_rows + j;
+                    at.inputs = before + row * NR + panel * before_panel + j;
                     finish(plan, &at);
                 }
             }
@@ -203,7 +202,7 @@ static void F(single_step)(const F(plan) *plan, const F(part) *part) {
     for (int set = 0; set < plan->cell->sets; set++) {
         for (ptrdiff_t unit = part->unit; rows && unit < part->unit_end; unit += WIDTH) {
             piece.unit = piece.origin = unit;
-            piece.unit_end = smaller(unit + WIDTH, part->unit_end);
+            piece.unit_end = piece.packed_end = smaller(unit + WIDTH, part->unit_end);
             F(pack_set)(plan->p, &piece.weights, unit, set, unit, piece.unit_end);
             F(project)(plan, &piece, set, rows);
             F(step_forward)(plan, &piece, set, 0, 0, rows);

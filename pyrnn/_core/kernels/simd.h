@@ -38,16 +38,33 @@ static inline F(vec) F(load)(const REAL *p) { return *(const F(loose) *)p; }
 static inline void F(store)(REAL *p, F(vec) v) { *(F(loose) *)p = v; }
 static inline F(vec) F(all)(REAL x) { return x - (F(vec)){0}; }
 
+#if defined(__AVX512F__)
+/* A mask of the first n lanes, n < LANES. */
+static inline uint16_t F(first_lanes)(ptrdiff_t n) { return n > 0 ? (uint16_t)((1u << n) - 1) : 0; }
+#endif
+
 /* The first n lanes, and zeros; n may exceed LANES or be negative. */
 static inline F(vec) F(load_part)(const REAL *p, ptrdiff_t n) {
     if (n >= LANES) return F(load)(p);
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    return (F(vec))_mm512_maskz_loadu_ps(F(first_lanes)(n), p);
+#elif defined(__AVX512F__)
+    return (F(vec))_mm512_maskz_loadu_pd(F(first_lanes)(n), p);
+#else
     F(vec) v = {0};
     if (n > 0) memcpy(&v, p, (size_t)n * sizeof(REAL));
     return v;
+#endif
 }
 static inline void F(store_part)(REAL *p, F(vec) v, ptrdiff_t n) {
     if (n >= LANES) F(store)(p, v);
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    else _mm512_mask_storeu_ps(p, F(first_lanes)(n), (__m512)v);
+#elif defined(__AVX512F__)
+    else _mm512_mask_storeu_pd(p, F(first_lanes)(n), (__m512d)v);
+#else
     else if (n > 0) memcpy(p, &v, (size_t)n * sizeof(REAL));
+#endif
 }
 
 /* a·b + c, rounded once where the CPU can: the compiler is told not to fuse anything by itself. */
