@@ -22,7 +22,6 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void *hs
         void *cs
         void *gates
-        ptrdiff_t slots, gate_slots
         void *workspace
         int (*interrupted)() noexcept
         void *packed
@@ -75,4 +74,5 @@ cdef int threads() except -1
 cdef int is_double(object array) except -1
 cdef object aligned_empty(tuple shape, object dtype)
 cdef void *data_of(object array) except? NULL
+cdef ptrdiff_t stride_of(object array, int axis) except? -1
 cdef pyrnn_in input_of(object array, list keep) except *

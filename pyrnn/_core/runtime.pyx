@@ -104,6 +104,11 @@ cdef void *data_of(object array) except? NULL:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray?>array)
 
 
+cdef ptrdiff_t stride_of(object array, int axis) except? -1:
+    """Return a stride in elements."""
+    return cnp.PyArray_STRIDE(<cnp.ndarray?>array, axis) // cnp.PyArray_ITEMSIZE(<cnp.ndarray>array)
+
+
 cdef pyrnn_in input_of(object array, list keep) except *:
     """Describe an array to be read; one whose elements do not lie on their own boundaries is copied.
 
@@ -116,7 +121,10 @@ cdef pyrnn_in input_of(object array, list keep) except *:
     if array is None:
         return result
     cdef ptrdiff_t item = cnp.PyArray_ITEMSIZE(<cnp.ndarray?>array)
-    if not array.flags.aligned or any(stride % item for stride in array.strides):
+    cdef bint uneven = not cnp.PyArray_ISALIGNED(<cnp.ndarray>array)
+    for axis in range(cnp.PyArray_NDIM(<cnp.ndarray>array)):
+        uneven |= cnp.PyArray_STRIDE(<cnp.ndarray>array, axis) % item != 0
+    if uneven:
         array = array.copy()
     keep.append(array)
     result.data = cnp.PyArray_DATA(<cnp.ndarray>array)

@@ -12,7 +12,7 @@ static inline void F(gru_after_forward)(const F(plan) *plan, const F(lanes) *at)
     const F(vec) q = F(load)(at->gates + 2 * at->gate);
     const F(vec) n = F(tanh)(F(fma)(r, q, F(load)(at->inputs + 2 * at->gate)));
     F(put_h)(plan, at, F(gru_mix)(n, z, h));
-    F(keep_gates)(plan, at, r, z, n, q);
+    if (plan->p->gates) F(keep_gates)(plan, at, r, z, n, q);
 }
 
 /* First half of a reset-before step: r and z, and r·h for the second half. */

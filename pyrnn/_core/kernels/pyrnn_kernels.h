@@ -21,8 +21,8 @@ enum pyrnn_cell { PYRNN_RNN_TANH, PYRNN_RNN_RELU, PYRNN_LSTM, PYRNN_GRU_AFTER, P
 
    Rows are processed longest first: row i of every buffer of the kernel's own belongs to row order[i] of the
    caller's arrays and has lengths[i] valid steps. States and gates are kept step-major and padded to Hp units:
-   hs [slots][B][Hp], slot 0 the initial state, slot s + 1 the state after step s. With slots = T + 1 they
-   serve the backward; with slots = 2 only the running state is kept (inference). */
+   hs [T + 1][B][Hp], slot 0 the initial state, slot s + 1 the state after step s. They serve the backward; without them
+   (inference) the running state is kept in the workspace. */
 typedef struct {
     ptrdiff_t B, T, I, H;
     int cell;    /* enum pyrnn_cell */
@@ -30,9 +30,8 @@ typedef struct {
     int threads; /* at most so many */
     const int64_t *order, *lengths; /* NULL: as they come, T valid steps each */
     pyrnn_in x, w_ih, w_hh, b, b_hn, h0, c0;
-    void *hs, *cs;    /* OUT of the forward, IN of the backward; cs for the LSTM only */
-    void *gates;      /* [gate_slots][B][planes][Hp] gates after their activations, likewise */
-    ptrdiff_t slots, gate_slots;
+    void *hs, *cs;    /* OUT of the forward, IN of the backward, or NULL; cs for the LSTM only */
+    void *gates;      /* [T][B][planes][Hp] gates after their activations, likewise; none for the RNN */
     void *workspace;
     int (*interrupted)(void); /* asked now and then, by the calling thread; nonzero ends the call */
 

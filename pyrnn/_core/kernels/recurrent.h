@@ -78,6 +78,8 @@ typedef struct {
     ptrdiff_t steps; /* the longest row */
     ptrdiff_t block; /* steps in a block */
     ptrdiff_t *active; /* rows that have a step s */
+    REAL *hs, *cs, *gates; /* as in pyrnn_recurrent; in inference, of the workspace */
+    ptrdiff_t slots, gate_slots;
     split_t split;
     int threads;
     atomic_int stop;
@@ -161,14 +163,14 @@ static inline ptrdiff_t F(element)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdif
 }
 
 static inline REAL *F(h_slot)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t slot) {
-    return (REAL *)p->hs + slot % p->slots * p->B * plan->Hp;
+    return plan->hs + slot % plan->slots * p->B * plan->Hp;
 }
 static inline REAL *F(c_slot)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t slot) {
-    return (REAL *)p->cs + slot % p->slots * p->B * plan->Hp;
+    return plan->cs + slot % plan->slots * p->B * plan->Hp;
 }
 /* The gates of row i at step s, one plane of Hp after the other. */
 static inline REAL *F(gates_of)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t s, ptrdiff_t i) {
-    return (REAL *)p->gates + (s % p->gate_slots * p->B + i) * plan->cell->planes * plan->Hp;
+    return plan->gates + (s % plan->gate_slots * p->B + i) * plan->cell->planes * plan->Hp;
 }
 static inline REAL *F(y_at)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) {
     return (REAL *)p->y + (F(caller_row)(p, i) * p->T + F(element)(p, i, s)) * p->y_step;
@@ -181,9 +183,8 @@ typedef struct {
     ptrdiff_t gate;             /* from one gate to the next */
 } F(lanes);
 
-/* Keep four gates for the backward, where there is to be one. */
+/* Keep four gates for the backward. */
 static inline void F(keep_gates)(const F(plan) *plan, const F(lanes) *at, F(vec) a, F(vec) b, F(vec) c, F(vec) d) {
-    if (!plan->p->gates) return;
     REAL *kept = F(gates_of)(plan->p, plan, at->step, at->row) + at->unit;
     F(store)(kept, a);
     F(store)(kept + plan->Hp, b);
@@ -206,6 +207,10 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
     plan->block = p->B ? BLOCK_ROWS / p->B : 1;
     if (plan->block > p->T) plan->block = p->T;
     if (plan->block < 1) plan->block = 1;
+    plan->hs = p->hs;
+    plan->cs = p->cs;
+    plan->gates = p->gates;
+    plan->slots = plan->gate_slots = p->T + 1;
     plan->active = take(arena, (size_t)(p->T + 1) * sizeof(ptrdiff_t));
     if (!arena->base) return;
     plan->steps = p->B ? F(length)(p, 0) : 0;

@@ -33,6 +33,14 @@ static void F(plan_forward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *ar
     }
     for (int set = 0; set < plan->cell->sets; set++)
         plan->before[set] = take(arena, (size_t)(plan->cell->set[set].count * plan->Hp * rows) * sizeof(REAL));
+    if (!p->hs) {
+        const size_t slot = (size_t)(p->B * plan->Hp) * sizeof(REAL);
+        plan->hs = take(arena, 2 * slot);
+        if (p->cell == PYRNN_LSTM) plan->cs = take(arena, 2 * slot);
+        if (p->cell == PYRNN_GRU_BEFORE) plan->gates = take(arena, 3 * slot); /* its two halves share them */
+        plan->slots = 2;
+        plan->gate_slots = 1;
+    }
     plan->inputs = take(arena, (size_t)(rows * p->I) * sizeof(REAL));
     if (p->cell == PYRNN_GRU_BEFORE) plan->reset = take(arena, (size_t)(p->B * plan->Hp) * sizeof(REAL));
 }
@@ -221,7 +229,7 @@ static void F(forward_work)(const member_t *me, void *context) {
     if (!p->packed && !plan->as_it_goes) /* by rows, too, the team shares the packing */
         for (int set = 0; set < plan->cell->sets; set++) F(pack_set)(p, &plan->packed, 0, set, unit, end);
     F(load_state)(plan, &p->h0, F(h_slot)(p, plan, 0), first, last);
-    if (p->cs) F(load_state)(plan, &p->c0, F(c_slot)(p, plan, 0), first, last);
+    if (p->cell == PYRNN_LSTM) F(load_state)(plan, &p->c0, F(c_slot)(p, plan, 0), first, last);
     for (ptrdiff_t i = first; i < last; i++) {
         REAL *row = (REAL *)p->y + F(caller_row)(p, i) * p->T * p->y_step;
         for (ptrdiff_t t = F(length)(p, i); t < p->T; t++) memset(row + t * p->y_step, 0, (size_t)p->H * sizeof(REAL));
@@ -232,7 +240,7 @@ static void F(forward_work)(const member_t *me, void *context) {
     team_wait(me);
     for (ptrdiff_t i = first; i < last; i++) {
         F(store_state)(plan, F(h_slot)(p, plan, F(length)(p, i)) + i * plan->Hp, p->h_n, i);
-        if (p->cs) F(store_state)(plan, F(c_slot)(p, plan, F(length)(p, i)) + i * plan->Hp, p->c_n, i);
+        if (p->cell == PYRNN_LSTM) F(store_state)(plan, F(c_slot)(p, plan, F(length)(p, i)) + i * plan->Hp, p->c_n, i);
     }
 }
 
