@@ -3,6 +3,7 @@
    (a) With y = -2|x| or -|x|: y = n·ln2 + r with |r| <= ln2 / 2, and expm1(r) = p is a Taylor polynomial.
    (b) 1 - e^y = (1 - 2^n) - 2^n p keeps its relative accuracy near 0, so tanh does.
    (c) The logistic function is e^-|x| / (1 + e^-|x|) for negative x: its tail is as exact as the exponential's.
+   (d) The exponential of what is not positive, for softmax, is 2^n (1 + p).
    A NaN stays a NaN; infinities give the limits. */
 #undef MAGIC
 #undef LOG2E
@@ -13,6 +14,7 @@
 #undef SIGN_BIT
 #undef TANH_LIMIT
 #undef EXP_LIMIT
+#undef EXP_ZERO
 #define LOG2E ((REAL)1.4426950408889634074)
 #if REAL_BYTES == 4
 #define MAGIC 12582912.0f /* 1.5·2^23: adding it rounds to an integer, which then stands in the low bits */
@@ -23,6 +25,7 @@
 #define SIGN_BIT INT32_MIN
 #define TANH_LIMIT 10.0f
 #define EXP_LIMIT 104.0f
+#define EXP_ZERO -88.0f /* rounds to n = -127, whose power of two is the bits of 0 */
 #else
 #define MAGIC 6755399441055744.0
 #define LN2_HIGH 6.93147180369123816490e-01
@@ -32,6 +35,7 @@
 #define SIGN_BIT INT64_MIN
 #define TANH_LIMIT 20.0
 #define EXP_LIMIT 746.0
+#define EXP_ZERO -709.0
 #endif
 
 /* e^y - 1 as 2^n (p + 1) - 1: gives p, and n as the low bits of *n. */
@@ -84,6 +88,14 @@ static inline F(vec) F(sigmoid)(F(vec) x) {
     return F(select)(negative, e, F(all)((REAL)1)) / ((REAL)1 + e);
 }
 
+/* e^x for x <= 0, within 4 ULP; what would be smaller than the smallest normal number may be 0. */
+static inline F(vec) F(exp)(F(vec) x) {
+    F(ivec) n;
+    const F(vec) p = F(expm1_parts)(F(at_least)(F(all)(EXP_ZERO), x), &n);
+    const F(vec) scale = F(power_of_two)(n);
+    return F(fma)(scale, p, scale);
+}
+
 /* Whole arrays, for whoever wants to check them. */
 static void F(tanh_array)(const void *x, void *y, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += LANES)
@@ -92,4 +104,8 @@ static void F(tanh_array)(const void *x, void *y, ptrdiff_t n) {
 static void F(sigmoid_array)(const void *x, void *y, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += LANES)
         F(store_part)((REAL *)y + i, F(sigmoid)(F(load_part)((const REAL *)x + i, n - i)), n - i);
+}
+static void F(exp_array)(const void *x, void *y, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += LANES)
+        F(store_part)((REAL *)y + i, F(exp)(F(load_part)((const REAL *)x + i, n - i)), n - i);
 }
