@@ -46,4 +46,13 @@ const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .linear_backward = BOTH(linear_backward),
     .tanh = BOTH(tanh_array),
     .sigmoid = BOTH(sigmoid_array),
+    .cross_entropy_forward = BOTH(cross_entropy_forward),
+    .cross_entropy_backward = BOTH(cross_entropy_backward),
+    .softmax_forward = BOTH(softmax_forward),
+    .softmax_backward = BOTH(softmax_backward),
+    .layer_norm_workspace = BOTH(layer_norm_workspace),
+    .layer_norm_forward = BOTH(layer_norm_forward),
+    .layer_norm_backward = BOTH(layer_norm_backward),
+    .embedding_backward = BOTH(embedding_backward),
+    .exp = BOTH(exp_array),
 };

@@ -55,6 +55,50 @@ typedef struct {
     void *dx, *dw, *db; /* backward: OUT, NULL where not needed */
 } pyrnn_linear;
 
+/* loss = log Σ e^logits - logits[target] on M rows of C classes, forward or backward; contiguous. */
+typedef struct {
+    ptrdiff_t M, C;
+    int threads;
+    const void *logits;
+    const int64_t *targets;
+    const uint8_t *mask; /* 0 where a row does not count; NULL: all do */
+    void *stats;         /* [M][2] a row's maximum and its Σ e^(x - maximum): OUT of the forward, NULL where not kept; then IN */
+    void *loss;          /* forward: OUT */
+    const void *dloss;   /* backward */
+    void *dlogits;       /* backward: OUT */
+} pyrnn_cross_entropy;
+
+/* Weights that sum to 1 in each of M rows, forward or backward; contiguous. */
+typedef struct {
+    ptrdiff_t M, F;
+    int threads;
+    const void *x, *dy; /* backward: dy */
+    void *y;            /* OUT of the forward, IN of the backward */
+    void *dx;           /* backward: OUT */
+} pyrnn_softmax;
+
+/* y = (x - mean) · scale · weight + bias on M rows, scale = 1 / √(variance + eps), forward or backward; contiguous. */
+typedef struct {
+    ptrdiff_t M, F;
+    int threads;
+    double eps;
+    const void *x, *weight, *bias; /* weight, bias: NULL where not given */
+    void *stats;                   /* [M][2] mean and scale: OUT of the forward, NULL where not kept; then IN */
+    void *y;                       /* forward: OUT */
+    void *workspace;               /* backward */
+    const void *dy;
+    void *dx, *dweight, *dbias;    /* backward: OUT, NULL where not needed */
+} pyrnn_layer_norm;
+
+/* dweight [V, D]: the sum of the rows of dy [N, D] that have each index; contiguous. */
+typedef struct {
+    ptrdiff_t N, V, D;
+    int threads;
+    const int64_t *indices;
+    const void *dy;
+    void *dweight; /* OUT */
+} pyrnn_embedding;
+
 typedef struct {
     const char *level;
     ptrdiff_t unit_block[2]; /* Hp is H rounded up to a multiple of this many units */
@@ -66,6 +110,15 @@ typedef struct {
     void (*linear_backward[2])(const pyrnn_linear *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
+    void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *);
+    void (*cross_entropy_backward[2])(const pyrnn_cross_entropy *);
+    void (*softmax_forward[2])(const pyrnn_softmax *);
+    void (*softmax_backward[2])(const pyrnn_softmax *);
+    size_t (*layer_norm_workspace[2])(const pyrnn_layer_norm *);
+    void (*layer_norm_forward[2])(const pyrnn_layer_norm *);
+    void (*layer_norm_backward[2])(const pyrnn_layer_norm *);
+    void (*embedding_backward[2])(const pyrnn_embedding *);
+    void (*exp[2])(const void *x, void *y, ptrdiff_t n); /* x <= 0 */
 } pyrnn_kernels;
 
 /* The table of the best level that this CPU has, or of the level named, NULL if it is not to be had. */
