@@ -81,5 +81,6 @@ setup(
         module("runtime", libraries=[*(name for name, _ in LIBRARIES), "m"], extra_link_args=OPENMP),
         module("recurrent"),
         module("basic"),
+        module("update"),
     ],
 )

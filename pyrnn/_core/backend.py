@@ -7,6 +7,7 @@ from ..backend import Backend, Claim
 try:
     from .basic import BasicOps
     from .recurrent import RecurrentOps
+    from .update import UpdateOps
 except ModuleNotFoundError as error:
     raise ImportError(
         f"the compiled core of pyrnn is missing ({error}). In a source tree it is built by `pip install -e .`; after "
@@ -15,7 +16,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class CythonBackend(RecurrentOps, BasicOps, Backend):
+class CythonBackend(RecurrentOps, BasicOps, UpdateOps, Backend):
     """C kernels through Cython, on all the CPU's threads."""
 
     name = "cython"

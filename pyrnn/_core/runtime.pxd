@@ -90,6 +90,23 @@ cdef extern from "pyrnn_kernels.h" nogil:
         const void *dy
         void *dweight
 
+    ctypedef struct pyrnn_sgd:
+        ptrdiff_t n
+        int threads, nesterov
+        double lr, momentum, weight_decay
+        void *array
+        void *momentum_buffer
+        const void *grad
+
+    ctypedef struct pyrnn_adam:
+        ptrdiff_t n
+        int threads, decoupled
+        double lr, beta1, beta2, eps, weight_decay, correction1, correction2
+        void *array
+        void *exp_avg
+        void *exp_avg_sq
+        const void *grad
+
     ctypedef struct pyrnn_kernels:
         const char *level
         ptrdiff_t unit_block[2]
@@ -109,6 +126,8 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void (*layer_norm_forward[2])(const pyrnn_layer_norm *) noexcept nogil
         void (*layer_norm_backward[2])(const pyrnn_layer_norm *) noexcept nogil
         void (*embedding_backward[2])(const pyrnn_embedding *) noexcept nogil
+        void (*sgd[2])(const pyrnn_sgd *) noexcept nogil
+        void (*adam[2])(const pyrnn_adam *) noexcept nogil
         void (*exp[2])(const void *, void *, ptrdiff_t) noexcept nogil
 
     const pyrnn_kernels *pyrnn_kernels_at(const char *)

@@ -11,3 +11,4 @@
 #include "linear.h"
 #include "rows.h"
 #include "embedding.h"
+#include "update.h"

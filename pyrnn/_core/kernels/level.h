@@ -54,5 +54,7 @@ const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .layer_norm_forward = BOTH(layer_norm_forward),
     .layer_norm_backward = BOTH(layer_norm_backward),
     .embedding_backward = BOTH(embedding_backward),
+    .sgd = BOTH(sgd),
+    .adam = BOTH(adam),
     .exp = BOTH(exp_array),
 };

@@ -99,6 +99,24 @@ typedef struct {
     void *dweight; /* OUT */
 } pyrnn_embedding;
 
+/* One update of n parameters in place, as in `reference/update.py`; all arrays alike and contiguous. */
+typedef struct {
+    ptrdiff_t n;
+    int threads, nesterov;
+    double lr, momentum, weight_decay;
+    void *array, *momentum_buffer; /* IN and OUT; momentum_buffer: NULL without momentum */
+    const void *grad;
+} pyrnn_sgd;
+
+typedef struct {
+    ptrdiff_t n;
+    int threads, decoupled;
+    double lr, beta1, beta2, eps, weight_decay;
+    double correction1, correction2; /* 1 - beta1^step and 1 - beta2^step */
+    void *array, *exp_avg, *exp_avg_sq; /* IN and OUT */
+    const void *grad;
+} pyrnn_adam;
+
 typedef struct {
     const char *level;
     ptrdiff_t unit_block[2]; /* Hp is H rounded up to a multiple of this many units */
@@ -118,6 +136,8 @@ typedef struct {
     void (*layer_norm_forward[2])(const pyrnn_layer_norm *);
     void (*layer_norm_backward[2])(const pyrnn_layer_norm *);
     void (*embedding_backward[2])(const pyrnn_embedding *);
+    void (*sgd[2])(const pyrnn_sgd *);
+    void (*adam[2])(const pyrnn_adam *);
     void (*exp[2])(const void *x, void *y, ptrdiff_t n); /* x <= 0 */
 } pyrnn_kernels;
 
