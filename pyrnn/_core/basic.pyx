@@ -126,10 +126,23 @@ class BasicOps:
             table().softmax_backward[kind](&p)
         return type(needs)(x=dx.reshape(along.shape).swapaxes(axis, -1))
 
+    def embedding_forward(self, arrays, config, *, needs=None):
+        cdef pyrnn_embedding p
+        weight, indices = contiguous(arrays.weight), contiguous(config.indices)
+        cdef int kind = is_double(weight)
+        y = np.empty((*indices.shape, weight.shape[1]), weight.dtype)
+        memset(&p, 0, sizeof(pyrnn_embedding))
+        p.N, p.V, p.D, p.threads = indices.size, weight.shape[0], weight.shape[1], threads()
+        p.indices = <const int64_t *>data_of(indices)
+        p.weight, p.y = data_of(weight), data_of(y)
+        with nogil:
+            table().embedding_forward[kind](&p)
+        return (y,), (weight.shape, indices) if needs else None
+
     def embedding_backward(self, saved, grad_outputs, *, needs):
         cdef pyrnn_embedding p
         shape, indices = saved
-        dy, indices = as_rows(grad_outputs.y, shape[1]), contiguous(indices)
+        dy = as_rows(grad_outputs.y, shape[1])
         cdef int kind = is_double(dy)
         dweight = np.empty(shape, dy.dtype)
         memset(&p, 0, sizeof(pyrnn_embedding))

@@ -87,7 +87,9 @@ cdef extern from "pyrnn_kernels.h" nogil:
         ptrdiff_t N, V, D
         int threads
         const int64_t *indices
+        const void *weight
         const void *dy
+        void *y
         void *dweight
 
     ctypedef struct pyrnn_sgd:
@@ -125,6 +127,7 @@ cdef extern from "pyrnn_kernels.h" nogil:
         size_t (*layer_norm_workspace[2])(const pyrnn_layer_norm *) noexcept nogil
         void (*layer_norm_forward[2])(const pyrnn_layer_norm *) noexcept nogil
         void (*layer_norm_backward[2])(const pyrnn_layer_norm *) noexcept nogil
+        void (*embedding_forward[2])(const pyrnn_embedding *) noexcept nogil
         void (*embedding_backward[2])(const pyrnn_embedding *) noexcept nogil
         void (*sgd[2])(const pyrnn_sgd *) noexcept nogil
         void (*adam[2])(const pyrnn_adam *) noexcept nogil

@@ -1,5 +1,13 @@
-/* The gradient of an embedding's table. Each thread owns some columns of it, so that each row of the table is one chain
+/* Rows of a table. In the gradient, each thread owns some columns of it, so that each row of the table is one chain
    of additions in ascending position, whatever the number of threads and however often an index comes. */
+
+static void F(embedding_forward_work)(const member_t *me, void *context) {
+    const pyrnn_embedding *p = context;
+    ptrdiff_t i, end;
+    team_share(me, p->N, 1, &i, &end);
+    for (; i < end; i++)
+        memcpy((REAL *)p->y + i * p->D, (const REAL *)p->weight + p->indices[i] * p->D, (size_t)p->D * sizeof(REAL));
+}
 
 static void F(embedding_backward_work)(const member_t *me, void *context) {
     const pyrnn_embedding *p = context;
@@ -17,6 +25,9 @@ static void F(embedding_backward_work)(const member_t *me, void *context) {
     }
 }
 
+static void F(embedding_forward)(const pyrnn_embedding *p) {
+    team_run(row_threads(p->threads, p->N, p->D), F(embedding_forward_work), (void *)p);
+}
 static void F(embedding_backward)(const pyrnn_embedding *p) {
     team_run(row_threads(p->threads, p->V + p->N, p->D), F(embedding_backward_work), (void *)p);
 }

@@ -53,6 +53,7 @@ const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .layer_norm_workspace = BOTH(layer_norm_workspace),
     .layer_norm_forward = BOTH(layer_norm_forward),
     .layer_norm_backward = BOTH(layer_norm_backward),
+    .embedding_forward = BOTH(embedding_forward),
     .embedding_backward = BOTH(embedding_backward),
     .sgd = BOTH(sgd),
     .adam = BOTH(adam),

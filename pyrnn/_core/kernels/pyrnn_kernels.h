@@ -90,13 +90,13 @@ typedef struct {
     void *dx, *dweight, *dbias;    /* backward: OUT, NULL where not needed */
 } pyrnn_layer_norm;
 
-/* dweight [V, D]: the sum of the rows of dy [N, D] that have each index; contiguous. */
+/* y [N, D]: the rows of weight [V, D] that have the indices; dweight: the sums of the rows of dy by index; contiguous. */
 typedef struct {
     ptrdiff_t N, V, D;
     int threads;
     const int64_t *indices;
-    const void *dy;
-    void *dweight; /* OUT */
+    const void *weight, *dy; /* of the forward; of the backward */
+    void *y, *dweight;       /* OUT, likewise */
 } pyrnn_embedding;
 
 /* One update of n parameters in place, as in `reference/update.py`; all arrays alike and contiguous. */
@@ -135,6 +135,7 @@ typedef struct {
     size_t (*layer_norm_workspace[2])(const pyrnn_layer_norm *);
     void (*layer_norm_forward[2])(const pyrnn_layer_norm *);
     void (*layer_norm_backward[2])(const pyrnn_layer_norm *);
+    void (*embedding_forward[2])(const pyrnn_embedding *);
     void (*embedding_backward[2])(const pyrnn_embedding *);
     void (*sgd[2])(const pyrnn_sgd *);
     void (*adam[2])(const pyrnn_adam *);

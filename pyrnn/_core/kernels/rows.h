@@ -2,7 +2,8 @@
 
    (a) Threads share rows. All sums along a row run in LANES chains, added up by halves: the same for a row wherever it lies.
    (b) The maximum of a row with a NaN may be any, but the sum of its exponentials is NaN, and so is what comes of it.
-   (c) Sums over rows (gradients of layer_norm's weight and bias) are chains over blocks of SUM_ROWS rows, added up block
+   (c) Rows are often whole pages, where the CPU's own prefetching ends, so the last pass over a row fetches the next one.
+   (d) Sums over rows (gradients of layer_norm's weight and bias) are chains over blocks of SUM_ROWS rows, added up block
        after block: they depend on no number of threads. */
 #undef LOWEST
 #define LOWEST ((REAL)-INFINITY)
@@ -152,6 +153,8 @@ static inline REAL F(row_squares)(const REAL *x, REAL mean, ptrdiff_t n) {
     F(vec) sum = {0}, more = {0};
     ptrdiff_t j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES) {
+        __builtin_prefetch(x + n + j, 0, 2);
+        __builtin_prefetch(x + n + j + LANES, 0, 2);
         const F(vec) one = F(load)(x + j) - mean, other = F(load)(x + j + LANES) - mean;
         sum = F(fma)(one, one, sum);
         more = F(fma)(other, other, more);
@@ -206,6 +209,8 @@ static inline void F(layer_norm_row_back)(const pyrnn_layer_norm *p, ptrdiff_t r
         F(vec) d = F(load_part)(dy + j, n - j);
         if (weight) d *= F(load_part)(weight + j, n - j);
         const F(vec) normal = (F(load_part)(x + j, n - j) - mean) * scale;
+        __builtin_prefetch(x + n + j, 0, 2);
+        __builtin_prefetch(dy + n + j, 0, 2);
         F(store_part)(dx + j, F(fma)(-normal, F(all)(slope), d - level) * scale, n - j);
     }
 }
