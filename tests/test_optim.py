@@ -191,6 +191,18 @@ def test_backends_agree_and_elements_stand_alone(
         np.testing.assert_allclose(state[key], value, rtol=0, atol=tolerance * size)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cython"])
+def test_a_read_only_parameter_is_not_written(backend: str) -> None:
+    array = np.ones(3, np.float32)
+    array.flags.writeable = False
+    parameter = Parameter(array)
+    parameter.grad = np.ones(3, np.float32)
+    for make in (optim.SGD, optim.AdamW):
+        with pyrnn.use_backend(backend), pytest.raises(ValueError, match="read-only"):
+            make([parameter]).step()
+    assert (array == 1).all()
+
+
 def test_an_update_runs_on_the_backend_that_ops_run_on() -> None:
     asked: list[str] = []
 

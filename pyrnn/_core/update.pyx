@@ -10,6 +10,8 @@ from libc.string cimport memset
 cdef tuple views_of(list arrays, object grad):
     """Return the arrays and their gradient with the axes in the order in which the first of them lies in memory."""
     array = arrays[0]
+    if not all(a.flags.writeable for a in arrays):
+        raise ValueError("array: expected one that can be written to, got a read-only one")
     if grad.shape != array.shape or grad.dtype != array.dtype:
         grad = np.broadcast_to(np.asarray(grad, array.dtype), array.shape)
     return ([a.T for a in arrays], grad.T) if array.flags.f_contiguous else (arrays, grad)
