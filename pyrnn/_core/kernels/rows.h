@@ -1,6 +1,6 @@
 /* Ops on the last axis, a row at a time while it is in cache: softmax, cross_entropy, layer_norm.
 
-   (a) Threads share rows. All sums along a row run in LANES chains, added up by halves: the same for a row wherever it lies.
+   (a) Threads share rows. Sums along a row run in one or two chains a lane, added up by halves: the same wherever it lies.
    (b) The maximum of a row with a NaN may be any, but the sum of its exponentials is NaN, and so is what comes of it.
    (c) Rows are often whole pages, where the CPU's own prefetching ends, so the last pass over a row fetches the next one.
    (d) Sums over rows (gradients of layer_norm's weight and bias) are chains over blocks of SUM_ROWS rows, added up block
