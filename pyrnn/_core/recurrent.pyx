@@ -27,7 +27,7 @@ cdef int describe(pyrnn_recurrent *p, int cell, object arrays, object config, Sa
     """Fill what forward and backward have in common."""
     memset(p, 0, sizeof(pyrnn_recurrent))
     p.B, p.T, p.I = arrays.x.shape
-    p.H = arrays.w_hh.shape[1]
+    p.H = p.y_step = p.state_row = arrays.w_hh.shape[1]
     p.cell, p.reverse, p.threads = cell, config.reverse, threads()
     p.order = <const int64_t *>data_of(saved.order)
     p.lengths = <const int64_t *>data_of(saved.lengths)

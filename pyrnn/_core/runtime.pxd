@@ -25,9 +25,11 @@ cdef extern from "pyrnn_kernels.h" nogil:
         ptrdiff_t slots, gate_slots
         void *workspace
         int (*interrupted)() noexcept
+        void *packed
         void *y
         void *h_n
         void *c_n
+        ptrdiff_t y_step, state_row
         pyrnn_in dy, dh_n, dc_n
         void *dx
         void *dw_ih
@@ -113,6 +115,7 @@ cdef extern from "pyrnn_kernels.h" nogil:
         const char *level
         ptrdiff_t unit_block[2]
         size_t (*recurrent_workspace[2])(const pyrnn_recurrent *, int) noexcept nogil
+        size_t (*recurrent_pack[2])(const pyrnn_recurrent *, void *) noexcept nogil
         int (*recurrent_forward[2])(const pyrnn_recurrent *) noexcept nogil
         int (*recurrent_backward[2])(const pyrnn_recurrent *) noexcept nogil
         size_t (*linear_workspace[2])(const pyrnn_linear *, int) noexcept nogil

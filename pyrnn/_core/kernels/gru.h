@@ -63,19 +63,24 @@ static void F(gru_before_reset_back)(const F(plan) *plan, const F(part) *part, p
     const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]), stride = part->stride, d_row = plan->d_row;
     const REAL *h = F(h_slot)(p, plan, s);
     REAL tile[MAX_ROWS * WIDTH];
-    for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += WIDTH) {
-        const REAL *panel = plan->hh_back + (unit * 3 + 2 * WIDTH) * p->H;
-        for (ptrdiff_t r = 0; r < rows; r += ROWS(2)) {
-            const ptrdiff_t count = smaller(ROWS(2), rows - r), i0 = part->first + r * stride;
+    const ptrdiff_t tiles = (rows + ROWS(MAX_VECTORS) - 1) / ROWS(MAX_VECTORS);
+    for (ptrdiff_t unit = part->unit, units; unit < part->unit_end; unit += units) {
+        const ptrdiff_t first = unit / WIDTH * WIDTH, wide = smaller(WIDTH, Hp - first);
+        const REAL *panel = plan->hh_back + (first * 3 + 2 * wide) * p->H + unit - first;
+        units = smaller(first + wide, part->unit_end) - unit;
+        for (ptrdiff_t t = 0; t < tiles; t++) {
+            const ptrdiff_t r = first_row(rows, tiles, t), height = first_row(rows, tiles, t + 1) - r;
+            const ptrdiff_t i0 = part->first + r * stride;
             const F(product) product = {
-                d_step + i0 * d_row + 2 * Hp, stride * d_row, 1, panel, p->H, zeros, 0, tile, WIDTH};
-            F(tiles)[2][count](&product);
-            for (ptrdiff_t m = 0; m < count; m++) {
+                .a = d_step + i0 * d_row + 2 * Hp, .a_row = stride * d_row, .a_k = 1, .b = panel, .b_k = wide, .K = p->H,
+                .c = zeros, .out = tile, .out_row = units};
+            F(tiles)[units / LANES][height](&product, panel);
+            for (ptrdiff_t m = 0; m < height; m++) {
                 const ptrdiff_t row = i0 + m * stride;
                 const REAL *kept = F(gates_of)(p, plan, s, row) + unit;
-                for (ptrdiff_t j = 0; j < WIDTH; j += LANES) {
+                for (ptrdiff_t j = 0; j < units; j += LANES) {
                     const ptrdiff_t at = row * Hp + unit + j;
-                    const F(vec) dq = F(load)(tile + m * WIDTH + j), reset = F(load)(kept + j);
+                    const F(vec) dq = F(load)(tile + m * units + j), reset = F(load)(kept + j);
                     F(store)(d_step + row * d_row + unit + j, dq * F(load)(h + at) * reset * ((REAL)1 - reset));
                     F(store)(plan->dh + at, F(fma)(dq, reset, F(load)(plan->dh + at)));
                 }

@@ -37,8 +37,9 @@
 extern const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL);
 const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .level = TEXT(LEVEL),
-    .unit_block = {2 * VECTOR_BYTES / 4, 2 * VECTOR_BYTES / 8},
+    .unit_block = {VECTOR_BYTES / 4, VECTOR_BYTES / 8},
     .recurrent_workspace = BOTH(recurrent_workspace),
+    .recurrent_pack = BOTH(recurrent_pack),
     .recurrent_forward = BOTH(recurrent_forward),
     .recurrent_backward = BOTH(recurrent_backward),
     .linear_workspace = BOTH(linear_workspace),

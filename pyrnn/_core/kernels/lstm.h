@@ -3,12 +3,13 @@
 static inline void F(lstm_forward)(const F(plan) *plan, const F(lanes) *at) {
     const pyrnn_recurrent *p = plan->p;
     const ptrdiff_t here = at->row * plan->Hp + at->unit;
-    const F(vec) i = F(sigmoid)(F(load)(at->gates)), f = F(sigmoid)(F(load)(at->gates + at->gate));
-    const F(vec) g = F(tanh)(F(load)(at->gates + 2 * at->gate)), o = F(sigmoid)(F(load)(at->gates + 3 * at->gate));
-    const F(vec) c = F(fma)(f, F(load)(F(c_slot)(p, plan, at->step) + here), i * g);
+    const F(ratio) i = F(sigmoid_ratio)(F(load)(at->gates)), f = F(sigmoid_ratio)(F(load)(at->gates + at->gate));
+    const F(ratio) g = F(tanh_ratio)(F(load)(at->gates + 2 * at->gate)), o = F(sigmoid_ratio)(F(load)(at->gates + 3 * at->gate));
+    const F(vec) forget = F(value)(f);
+    const F(vec) c = F(fma)(forget, F(load)(F(c_slot)(p, plan, at->step) + here), F(times)(i, g));
     F(store)(F(c_slot)(p, plan, at->step + 1) + here, c);
-    F(put_h)(plan, at, o * F(tanh)(c));
-    F(keep_gates)(plan, at, i, f, g, o);
+    F(put_h)(plan, at, F(times)(o, F(tanh_ratio)(c)));
+    if (p->gates) F(keep_gates)(plan, at, F(value)(i), forget, F(value)(g), F(value)(o));
 }
 
 /* Takes dh and dc, stores the gate gradients, brings dc to the earlier step; the earlier dh comes from products alone. */

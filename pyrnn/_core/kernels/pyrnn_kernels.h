@@ -28,7 +28,7 @@ typedef struct {
     int cell;    /* enum pyrnn_cell */
     int reverse; /* from the last valid step to the first */
     int threads; /* at most so many */
-    const int64_t *order, *lengths;
+    const int64_t *order, *lengths; /* NULL: as they come, T valid steps each */
     pyrnn_in x, w_ih, w_hh, b, b_hn, h0, c0;
     void *hs, *cs;    /* OUT of the forward, IN of the backward; cs for the LSTM only */
     void *gates;      /* [gate_slots][B][planes][Hp] gates after their activations, likewise */
@@ -37,7 +37,9 @@ typedef struct {
     int (*interrupted)(void); /* asked now and then, by the calling thread; nonzero ends the call */
 
     /* forward: OUT */
-    void *y, *h_n, *c_n; /* (B, T, H), (B, H), (B, H), contiguous */
+    void *packed;             /* IN: made by recurrent_pack, in place of w_ih, w_hh, b and b_hn; or NULL */
+    void *y, *h_n, *c_n;      /* (B, T, H), (B, H), (B, H) */
+    ptrdiff_t y_step, state_row; /* elements from one step of y to the next, from one row of a state to the next */
 
     /* backward: IN, data NULL for zero; OUT, NULL where not needed, contiguous */
     pyrnn_in dy, dh_n, dc_n;
@@ -121,6 +123,7 @@ typedef struct {
     const char *level;
     ptrdiff_t unit_block[2]; /* Hp is H rounded up to a multiple of this many units */
     size_t (*recurrent_workspace[2])(const pyrnn_recurrent *, int backward); /* bytes */
+    size_t (*recurrent_pack[2])(const pyrnn_recurrent *, void *packed); /* bytes; NULL only counts */
     int (*recurrent_forward[2])(const pyrnn_recurrent *); /* nonzero: interrupted, outputs undefined */
     int (*recurrent_backward[2])(const pyrnn_recurrent *);
     size_t (*linear_workspace[2])(const pyrnn_linear *, int backward);

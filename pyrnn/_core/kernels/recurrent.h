@@ -9,7 +9,6 @@
 
 #ifndef PYRNN_RECURRENT_H
 #define PYRNN_RECURRENT_H
-#define BLOCK_ROWS 256
 
 /* How a cell uses its gates. Weights and biases have `gates` gates. The forward multiplies them in one or two sets of
    gates side by side, `vectors` vectors of units each. `planes` are kept per unit for the backward, which makes `grads`
@@ -21,11 +20,11 @@ typedef struct {
 } cell_t;
 
 static const cell_t CELLS[] = {
-    [PYRNN_RNN_TANH] = {1, 1, 0, 1, {{0, 1, 2}}, {0}},
-    [PYRNN_RNN_RELU] = {1, 1, 0, 1, {{0, 1, 2}}, {0}},
+    [PYRNN_RNN_TANH] = {1, 1, 0, 1, {{0, 1, 4}}, {0}},
+    [PYRNN_RNN_RELU] = {1, 1, 0, 1, {{0, 1, 4}}, {0}},
     [PYRNN_LSTM] = {4, 1, 4, 4, {{0, 4, 1}}, {0, 1, 2, 3}},
     [PYRNN_GRU_AFTER] = {3, 1, 4, 4, {{0, 3, 1}}, {0, 1, 3}},
-    [PYRNN_GRU_BEFORE] = {3, 2, 3, 3, {{0, 2, 2}, {2, 1, 2}}, {0, 1, 2}},
+    [PYRNN_GRU_BEFORE] = {3, 2, 3, 3, {{0, 2, 2}, {2, 1, 4}}, {0, 1, 2}},
 };
 static const int GATE_NUMBERS[] = {0, 1, 2, 3};
 
@@ -45,6 +44,7 @@ static split_t choose_split(const pyrnn_recurrent *p, ptrdiff_t total_steps, ptr
     *threads = p->threads;
     if (step_work * (double)total_steps < 1e6) *threads = 1;
     if (*threads == 1) return BY_ROWS;
+    if (p->T == 1 && unit_blocks >= *threads) return BY_UNITS;
     if (p->B >= 12 * *threads && weights <= 512 * 1024) return BY_ROWS;
     if (unit_blocks >= *threads && step_work / *threads > 1e5) return BY_UNITS;
     if (p->B < *threads) *threads = p->B ? (int)p->B : 1;
@@ -52,10 +52,28 @@ static split_t choose_split(const pyrnn_recurrent *p, ptrdiff_t total_steps, ptr
 }
 #endif
 
+#undef SHARE
+#define SHARE (2 * LANES) /* threads share units in multiples of this; a panel of one gate may be cut there */
+
+/* A layer's weights as panels, per set of gates. */
+typedef struct {
+    REAL *ih[2], *hh[2], *bias[2];
+    REAL *b_hn;
+} F(weights);
+
+static void F(shift_weights)(F(weights) *weights, const cell_t *cell, ptrdiff_t by) {
+    for (int set = 0; set < cell->sets; set++) {
+        weights->ih[set] += by;
+        weights->hh[set] += by;
+        weights->bias[set] += by;
+    }
+    weights->b_hn += by;
+}
+
 typedef struct {
     const pyrnn_recurrent *p;
     const cell_t *cell;
-    ptrdiff_t Hp;    /* H padded to whole panels */
+    ptrdiff_t Hp;    /* H padded to whole vectors */
     ptrdiff_t Ip;    /* I likewise */
     ptrdiff_t steps; /* the longest row */
     ptrdiff_t block; /* steps in a block */
@@ -66,20 +84,22 @@ typedef struct {
     double asked; /* when `interrupted` was called last */
 
     /* forward */
-    REAL *ih[2], *hh[2], *bias[2]; /* packed, per set */
-    REAL *b_hn;
+    F(weights) packed; /* all of them, or a thread's panels in turn (`as_it_goes`) */
+    int as_it_goes;
+    size_t apart; /* as it goes: bytes from one thread's to the next's */
     REAL *inputs;    /* [rows][I] of a block, part after part */
     REAL *before[2]; /* per set and part [panel][rows][NR]: the gates before the recurrent product */
     REAL *reset;     /* GRU_BEFORE: r·h [B][Hp] */
 
     /* backward */
-    REAL *hh_back, *ih_back;     /* [panel][gates·H][WIDTH] */
+    REAL *hh_back, *ih_back;     /* [panel][gates·H][WIDTH], the last panel perhaps narrower */
     REAL *dh, *dc;               /* [B][Hp], what comes from the later step */
     REAL *d;                     /* [rows][d_row] gate gradients of a block */
     ptrdiff_t d_row;             /* not a power of two: rows would fall into one cache set */
     REAL *x_panels, *h_panels;   /* [panel][rows][WIDTH] */
     REAL *r_panels;              /* GRU_BEFORE: r·h likewise */
     REAL *dw_ih, *dw_hh, *db;    /* sums so far, padded */
+    REAL *scratch, *made;        /* of add_outer, per thread; a panel of dx, [rows][WIDTH] */
 } F(plan);
 
 /* A thread's part of the work between barriers. By rows it has scratch of its own for them, by units the team's. */
@@ -88,6 +108,8 @@ typedef struct {
     ptrdiff_t first, stride;  /* rows first, first + stride, … */
     ptrdiff_t unit, unit_end; /* of Hp */
     REAL *inputs, *before[2]; /* forward: the plan's, where this part's rows begin */
+    F(weights) weights;       /* forward: the panels from unit `origin` on */
+    ptrdiff_t origin, packed_end; /* the units that they are of */
 } F(part);
 
 static F(part) F(part_of)(const F(plan) *plan, const member_t *me) {
@@ -98,13 +120,28 @@ static F(part) F(part_of)(const F(plan) *plan, const member_t *me) {
         part.stride = me->size;
         rows_before = plan->block * (plan->p->B / me->size * me->id + smaller(plan->p->B % me->size, me->id));
     } else {
-        team_share(me, plan->Hp, WIDTH, &part.unit, &part.unit_end);
+        team_share(me, plan->Hp, SHARE, &part.unit, &part.unit_end);
     }
     if (!plan->inputs) return part; /* a backward */
     part.inputs = plan->inputs + rows_before * plan->p->I;
     for (int set = 0; set < plan->cell->sets; set++)
         part.before[set] = plan->before[set] + rows_before * plan->cell->set[set].count * plan->Hp;
+    part.weights = plan->packed;
+    part.packed_end = plan->Hp;
+    if (plan->as_it_goes) F(shift_weights)(&part.weights, plan->cell, me->id * (ptrdiff_t)plan->apart / REAL_BYTES);
     return part;
+}
+
+/* The panel of a set of gates at `unit`, or what the part has of it: `units` units, and where their weights lie with K rows. */
+typedef struct {
+    ptrdiff_t units, b, b_k;
+} F(slice);
+
+static inline F(slice) F(slice_at)(const F(plan) *plan, const F(part) *part, int set, ptrdiff_t unit, ptrdiff_t K) {
+    const ptrdiff_t count = plan->cell->set[set].count, full = plan->cell->set[set].vectors * LANES;
+    const ptrdiff_t before = (unit - part->origin) / full * full, wide = smaller(full, part->packed_end - part->origin - before);
+    const ptrdiff_t inside = unit - part->origin - before;
+    return (F(slice)){smaller(wide - inside, part->unit_end - unit), before * count * K + inside, wide * count};
 }
 
 /* How many of the first `rows` rows are this part's. */
@@ -116,9 +153,11 @@ static inline void F(wait_for_units)(const F(plan) *plan, const member_t *me) {
     if (plan->split == BY_UNITS) team_wait(me);
 }
 
-/* The element of row i's sequence that step s processes. */
+/* The caller's row that is our row i, its valid steps, and the element of its sequence that step s processes. */
+static inline ptrdiff_t F(caller_row)(const pyrnn_recurrent *p, ptrdiff_t i) { return p->order ? p->order[i] : i; }
+static inline ptrdiff_t F(length)(const pyrnn_recurrent *p, ptrdiff_t i) { return p->lengths ? p->lengths[i] : p->T; }
 static inline ptrdiff_t F(element)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) {
-    return p->reverse ? p->lengths[i] - 1 - s : s;
+    return p->reverse ? F(length)(p, i) - 1 - s : s;
 }
 
 static inline REAL *F(h_slot)(const pyrnn_recurrent *p, const F(plan) *plan, ptrdiff_t slot) {
@@ -132,7 +171,7 @@ static inline REAL *F(gates_of)(const pyrnn_recurrent *p, const F(plan) *plan, p
     return (REAL *)p->gates + (s % p->gate_slots * p->B + i) * plan->cell->planes * plan->Hp;
 }
 static inline REAL *F(y_at)(const pyrnn_recurrent *p, ptrdiff_t i, ptrdiff_t s) {
-    return (REAL *)p->y + (p->order[i] * p->T + F(element)(p, i, s)) * p->H;
+    return (REAL *)p->y + (F(caller_row)(p, i) * p->T + F(element)(p, i, s)) * p->y_step;
 }
 
 /* Where a cell's forward works: LANES units of a row at a step, with the gates before their activations. */
@@ -162,21 +201,21 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
     memset(plan, 0, sizeof *plan);
     plan->p = p;
     plan->cell = &CELLS[p->cell];
-    plan->Hp = round_up(p->H, WIDTH);
-    plan->Ip = round_up(p->I, WIDTH);
+    plan->Hp = round_up(p->H, LANES);
+    plan->Ip = round_up(p->I, LANES);
     plan->block = p->B ? BLOCK_ROWS / p->B : 1;
     if (plan->block > p->T) plan->block = p->T;
     if (plan->block < 1) plan->block = 1;
     plan->active = take(arena, (size_t)(p->T + 1) * sizeof(ptrdiff_t));
     if (!arena->base) return;
-    plan->steps = p->B ? p->lengths[0] : 0;
+    plan->steps = p->B ? F(length)(p, 0) : 0;
     ptrdiff_t rows = p->B, total = 0;
     for (ptrdiff_t s = 0; s <= p->T; s++) {
-        while (rows && p->lengths[rows - 1] <= s) rows--;
+        while (rows && F(length)(p, rows - 1) <= s) rows--;
         plan->active[s] = rows;
         total += rows > 0;
     }
-    plan->split = choose_split(p, total, plan->Hp / WIDTH, REAL_BYTES, &plan->threads);
+    plan->split = choose_split(p, total, (plan->Hp + SHARE - 1) / SHARE, REAL_BYTES, &plan->threads);
     plan->asked = seconds();
 }
 

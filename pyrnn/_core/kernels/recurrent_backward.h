@@ -9,7 +9,10 @@ static void F(plan_backward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *a
     plan->dh = take(arena, (size_t)(p->B * plan->Hp) * sizeof(REAL));
     if (p->cell == PYRNN_LSTM) plan->dc = take(arena, (size_t)(p->B * plan->Hp) * sizeof(REAL));
     plan->d = take(arena, (size_t)(rows * plan->d_row) * sizeof(REAL));
-    if (p->dx) plan->ih_back = take(arena, (size_t)(weights * plan->Ip) * sizeof(REAL));
+    if (p->dx) {
+        plan->ih_back = take(arena, (size_t)(weights * plan->Ip) * sizeof(REAL));
+        plan->made = take(arena, (size_t)(rows * WIDTH) * sizeof(REAL));
+    }
     if (p->dw_ih) {
         plan->x_panels = take(arena, (size_t)(rows * plan->Ip) * sizeof(REAL));
         plan->dw_ih = take(arena, (size_t)(weights * plan->Ip) * sizeof(REAL));
@@ -19,6 +22,7 @@ static void F(plan_backward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *a
         if (p->cell == PYRNN_GRU_BEFORE) plan->r_panels = take(arena, (size_t)(rows * plan->Hp) * sizeof(REAL));
         plan->dw_hh = take(arena, (size_t)(weights * plan->Hp) * sizeof(REAL));
     }
+    if (p->dw_ih || p->dw_hh) plan->scratch = take(arena, (size_t)(p->threads * rows * SCRATCH_ROW) * sizeof(REAL));
     if (p->db || p->db_hn) plan->db = take(arena, (size_t)(cell->grads * plan->Hp) * sizeof(REAL));
 }
 
@@ -29,7 +33,7 @@ static void F(gate_gradients)(const F(plan) *plan, const F(part) *part, ptrdiff_
     for (ptrdiff_t r = 0; r < rows; r++) {
         const ptrdiff_t i = part->first + r * part->stride;
         REAL *d = d_step + i * plan->d_row, *carried = plan->dh + i * plan->Hp;
-        const REAL *dy = p->dy.data ? F(at)(&p->dy, p->order[i], F(element)(p, i, s), 0) : NULL;
+        const REAL *dy = p->dy.data ? F(at)(&p->dy, F(caller_row)(p, i), F(element)(p, i, s), 0) : NULL;
         for (ptrdiff_t unit = part->unit; unit < part->unit_end; unit += LANES) {
             F(vec) dh = F(load)(carried + unit);
             if (dy) dh += F(load_part)(dy + unit, p->H - unit);
@@ -52,13 +56,20 @@ static void F(state_gradients)(
     const pyrnn_recurrent *p = plan->p;
     const cell_t *cell = plan->cell;
     const ptrdiff_t Hp = plan->Hp, rows = F(own)(part, plan->active[s]), stride = part->stride, d_row = plan->d_row;
-    for (ptrdiff_t unit = part->unit; rows && unit < part->unit_end; unit += WIDTH) {
+    for (ptrdiff_t unit = part->unit, units; rows && unit < part->unit_end; unit += units) {
+        const ptrdiff_t panel = unit / WIDTH * WIDTH, wide = smaller(WIDTH, Hp - panel);
+        const int several = rows == 1 && unit == panel && unit + PANELS(MAX_VECTORS) * WIDTH <= part->unit_end;
+        units = several ? PANELS(MAX_VECTORS) * WIDTH : smaller(panel + wide, part->unit_end) - unit;
         REAL *dh = plan->dh + part->first * Hp + unit;
         for (int g = first_gate; g < last_gate; g++) {
             const F(product) product = {
-                d_step + part->first * d_row + cell->hh_plane[g] * Hp, stride * d_row, 1,
-                plan->hh_back + (unit * cell->gates + g * WIDTH) * p->H, p->H, dh, stride * Hp, dh, stride * Hp};
-            F(panel_rows)(2, rows, product);
+                .a = d_step + part->first * d_row + cell->hh_plane[g] * Hp, .a_row = stride * d_row, .a_k = 1, .K = p->H,
+                .b = plan->hh_back + (panel * cell->gates + g * wide) * p->H + unit - panel, .b_k = wide,
+                .b_next = WIDTH * cell->gates * p->H,
+                .c = dh, .c_row = stride * Hp, .c_next = WIDTH,
+                .out = dh, .out_row = stride * Hp, .out_next = WIDTH};
+            if (several) F(row_tiles)[MAX_VECTORS](&product, product.b);
+            else F(panel_rows)((int)(units / LANES), rows, product);
         }
     }
 }
@@ -84,18 +95,23 @@ static void F(gather_panels)(const F(plan) *plan, const member_t *me, ptrdiff_t 
     for (ptrdiff_t s = s0; s < s1; s++) {
         for (ptrdiff_t i = 0; i < plan->active[s]; i++, row++) {
             if (plan->x_panels) {
-                const REAL *x = F(at)(&p->x, p->order[i], F(element)(p, i, s), 0);
+                const REAL *x = F(at)(&p->x, F(caller_row)(p, i), F(element)(p, i, s), 0);
                 for (ptrdiff_t j = x_first; j < x_last; j += WIDTH) {
-                    REAL *to = plan->x_panels + j * rows + row * WIDTH;
-                    const ptrdiff_t here = smaller(WIDTH, p->I - j);
+                    const ptrdiff_t wide = smaller(WIDTH, plan->Ip - j), here = smaller(wide, p->I - j);
+                    REAL *to = plan->x_panels + j * rows + row * wide;
+                    if (here == WIDTH && p->x.stride[2] == 1) {
+                        for (ptrdiff_t k = 0; k < WIDTH; k += LANES) F(store)(to + k, F(load)(x + j + k));
+                        continue;
+                    }
                     for (ptrdiff_t k = 0; k < here; k++) to[k] = x[(j + k) * p->x.stride[2]];
-                    for (ptrdiff_t k = here; k < WIDTH; k++) to[k] = 0;
+                    for (ptrdiff_t k = here; k < wide; k++) to[k] = 0;
                 }
             }
             if (plan->h_panels) {
                 const REAL *h = F(h_slot)(p, plan, s) + i * plan->Hp;
                 for (ptrdiff_t j = h_first; j < h_last; j += LANES) {
-                    const ptrdiff_t to = j / WIDTH * WIDTH * rows + row * WIDTH + j % WIDTH;
+                    const ptrdiff_t panel = j / WIDTH * WIDTH, wide = smaller(WIDTH, plan->Hp - panel);
+                    const ptrdiff_t to = panel * rows + row * wide + j % WIDTH;
                     F(store)(plan->h_panels + to, F(load)(h + j));
                     if (plan->r_panels)
                         F(store)(plan->r_panels + to, F(load)(h + j) * F(load)(F(gates_of)(p, plan, s, i) + j));
@@ -110,17 +126,18 @@ static void F(weight_gradients)(const F(plan) *plan, const member_t *me, ptrdiff
     const pyrnn_recurrent *p = plan->p;
     const cell_t *cell = plan->cell;
     const ptrdiff_t Hp = plan->Hp;
+    REAL *scratch = plan->scratch + me->id * plan->block * p->B * SCRATCH_ROW;
     ptrdiff_t first, last;
-    team_share(me, p->H, WIDTH, &first, &last);
+    team_share(me, p->H, LANES, &first, &last);
     for (int g = 0; g < cell->gates; g++) {
         const REAL *d = plan->d + first;
-        for (ptrdiff_t j = 0; plan->dw_ih && j < plan->Ip; j += WIDTH)
-            F(add_outer)(d + g * Hp, plan->d_row, last - first, plan->x_panels + j * rows, rows,
-                         plan->dw_ih + (g * p->H + first) * plan->Ip + j, plan->Ip);
-        const REAL *h = p->cell == PYRNN_GRU_BEFORE && g == 2 ? plan->r_panels : plan->h_panels;
-        for (ptrdiff_t j = 0; plan->dw_hh && j < Hp; j += WIDTH)
-            F(add_outer)(d + cell->hh_plane[g] * Hp, plan->d_row, last - first, h + j * rows, rows,
-                         plan->dw_hh + (g * p->H + first) * Hp + j, Hp);
+        if (plan->dw_ih)
+            F(add_outer)(d + g * Hp, plan->d_row, last - first, plan->x_panels, plan->Ip, rows,
+                         plan->dw_ih + (g * p->H + first) * plan->Ip, plan->Ip, scratch);
+        if (plan->dw_hh)
+            F(add_outer)(d + cell->hh_plane[g] * Hp, plan->d_row, last - first,
+                         p->cell == PYRNN_GRU_BEFORE && g == 2 ? plan->r_panels : plan->h_panels, Hp, rows,
+                         plan->dw_hh + (g * p->H + first) * Hp, Hp, scratch);
     }
     for (int plane = 0; plan->db && plane < cell->grads; plane++)
         F(add_columns)(plan->d + plane * Hp, plan->d_row, rows, first, last, plan->db + plane * Hp);
@@ -130,26 +147,24 @@ static void F(weight_gradients)(const F(plan) *plan, const member_t *me, ptrdiff
 static void F(input_gradients)(const F(plan) *plan, const member_t *me, ptrdiff_t s0, ptrdiff_t s1, ptrdiff_t rows) {
     static const REAL zeros[WIDTH];
     const pyrnn_recurrent *p = plan->p;
-    REAL tile[MAX_ROWS * WIDTH];
     ptrdiff_t first, last;
-    team_share(me, rows, ROWS(2), &first, &last);
-    for (ptrdiff_t column = 0; column < p->I; column += WIDTH) {
+    team_share(me, rows, ROWS(MAX_VECTORS), &first, &last);
+    REAL *made = plan->made + first * WIDTH; /* [row][wide] */
+    for (ptrdiff_t column = 0; first < last && column < plan->Ip; column += WIDTH) {
+        const ptrdiff_t wide = smaller(WIDTH, plan->Ip - column);
+        for (int g = 0; g < plan->cell->gates; g++) {
+            const F(product) product = {
+                .a = plan->d + first * plan->d_row + g * plan->Hp, .a_row = plan->d_row, .a_k = 1, .K = p->H,
+                .b = plan->ih_back + (column * plan->cell->gates + g * wide) * p->H, .b_k = wide,
+                .c = g ? made : zeros, .c_row = g ? wide : 0, .out = made, .out_row = wide};
+            F(panel_rows)((int)(wide / LANES), last - first, product);
+        }
         ptrdiff_t s = s0, i = first; /* the step and row of compact row r */
         while (s < s1 && i >= plan->active[s]) i -= plan->active[s++];
-        for (ptrdiff_t r = first; r < last; r += ROWS(2)) {
-            const ptrdiff_t count = smaller(ROWS(2), last - r);
-            for (int g = 0; g < plan->cell->gates; g++) {
-                const F(product) product = {
-                    plan->d + r * plan->d_row + g * plan->Hp, plan->d_row, 1,
-                    plan->ih_back + (column * plan->cell->gates + g * WIDTH) * p->H, p->H,
-                    g ? tile : zeros, g ? WIDTH : 0, tile, WIDTH};
-                F(tiles)[2][count](&product);
-            }
-            for (ptrdiff_t m = 0; m < count; m++) {
-                REAL *to = (REAL *)p->dx + (p->order[i] * p->T + F(element)(p, i, s)) * p->I + column;
-                memcpy(to, tile + m * WIDTH, (size_t)smaller(WIDTH, p->I - column) * sizeof(REAL));
-                if (++i == plan->active[s]) i = 0, s++;
-            }
+        for (ptrdiff_t r = first; r < last; r++) {
+            REAL *to = (REAL *)p->dx + (F(caller_row)(p, i) * p->T + F(element)(p, i, s)) * p->I + column;
+            memcpy(to, made + (r - first) * wide, (size_t)smaller(wide, p->I - column) * sizeof(REAL));
+            if (++i == plan->active[s]) i = 0, s++;
         }
     }
 }
@@ -172,15 +187,16 @@ static void F(backward_work)(const member_t *me, void *context) {
 
     /* W_hh and W_ih by their own rows: gate after gate, H rows each, in panels of state or input columns. */
     for (; unit < unit_end; unit += WIDTH)
-        F(pack_columns)(plan->hh_back + unit * weights, &p->w_hh, unit, p->H, weights);
+        F(pack_columns)(plan->hh_back + unit * weights, &p->w_hh, unit, smaller(WIDTH, Hp - unit), p->H, weights);
     for (; plan->ih_back && column < column_end; column += WIDTH)
-        F(pack_columns)(plan->ih_back + column * weights, &p->w_ih, column, p->I, weights);
+        F(pack_columns)(
+            plan->ih_back + column * weights, &p->w_ih, column, smaller(WIDTH, plan->Ip - column), p->I, weights);
     F(load_state)(plan, &p->dh_n, plan->dh, first, last);
     if (plan->dc) F(load_state)(plan, &p->dc_n, plan->dc, first, last);
     if (p->dx)
         for (ptrdiff_t i = first; i < last; i++)
-            memset((REAL *)p->dx + (p->order[i] * p->T + p->lengths[i]) * p->I, 0,
-                   (size_t)((p->T - p->lengths[i]) * p->I) * sizeof(REAL));
+            memset((REAL *)p->dx + (F(caller_row)(p, i) * p->T + F(length)(p, i)) * p->I, 0,
+                   (size_t)((p->T - F(length)(p, i)) * p->I) * sizeof(REAL));
     if (me->id == 0) {
         if (plan->dw_ih) memset(plan->dw_ih, 0, (size_t)(weights * plan->Ip) * sizeof(REAL));
         if (plan->dw_hh) memset(plan->dw_hh, 0, (size_t)(weights * Hp) * sizeof(REAL));
@@ -207,7 +223,7 @@ static void F(backward_work)(const member_t *me, void *context) {
         if (plan->stop) return;
     }
 
-    team_share(me, p->H, WIDTH, &unit, &unit_end);
+    team_share(me, p->H, LANES, &unit, &unit_end);
     for (int g = 0; g < cell->gates; g++) {
         F(copy_rows)(p->dw_ih, plan->dw_ih, g * p->H + unit, g * p->H + unit_end, p->I, plan->Ip);
         F(copy_rows)(p->dw_hh, plan->dw_hh, g * p->H + unit, g * p->H + unit_end, p->H, Hp);

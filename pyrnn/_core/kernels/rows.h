@@ -38,12 +38,12 @@ ALWAYS_INLINE REAL F(row_exponentials)(const REAL *x, REAL maximum, REAL *y, ptr
     ptrdiff_t j = 0;
     for (; j + LANES <= n; j += LANES) {
         __builtin_prefetch(x + n + j, 0, 2);
-        const F(vec) e = F(exp)(F(load)(x + j) - most);
+        const F(vec) e = F(exp_negative)(F(load)(x + j) - most);
         if (y) F(store)(y + j, e);
         total += e;
     }
     if (j < n) {
-        const F(vec) e = F(exp)(F(load_over)(F(all)(LOWEST), x + j, n - j) - most);
+        const F(vec) e = F(exp_negative)(F(load_over)(F(all)(LOWEST), x + j, n - j) - most);
         if (y) F(store_part)(y + j, e, n - j);
         total += e;
     }
@@ -123,8 +123,8 @@ static void F(cross_entropy_backward_work)(const member_t *me, void *context) {
         const REAL *x = (const REAL *)p->logits + row * n;
         const F(vec) most = F(all)(stats[2 * row]), factor = F(all)(dloss[row] / stats[2 * row + 1]);
         ptrdiff_t j = 0;
-        for (; j + LANES <= n; j += LANES) F(store)(out + j, F(exp)(F(load)(x + j) - most) * factor);
-        if (j < n) F(store_part)(out + j, F(exp)(F(load_part)(x + j, n - j) - most) * factor, n - j);
+        for (; j + LANES <= n; j += LANES) F(store)(out + j, F(exp_negative)(F(load)(x + j) - most) * factor);
+        if (j < n) F(store_part)(out + j, F(exp_negative)(F(load_part)(x + j, n - j) - most) * factor, n - j);
         out[p->targets[row]] -= dloss[row];
     }
 }
