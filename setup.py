@@ -78,8 +78,9 @@ setup(
     libraries=LIBRARIES,
     ext_modules=[
         # One module holds the kernels; the others reach them through it.
-        module("runtime", libraries=[name for name, _ in LIBRARIES], extra_link_args=OPENMP),
+        module("runtime", libraries=[*(name for name, _ in LIBRARIES), "m"], extra_link_args=OPENMP),
         module("recurrent"),
         module("basic"),
+        module("update"),
     ],
 )

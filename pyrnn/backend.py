@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from .reference.basic import BasicOps
+from .reference.update import UpdateOps
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -65,7 +66,7 @@ class Claim:
     invariances: frozenset[str] = frozenset()
 
 
-class Backend(BasicOps):
+class Backend(BasicOps, UpdateOps):
     """Base class of all backends: for each op ``<op>_forward`` and ``<op>_backward``.
 
     ::
@@ -80,7 +81,8 @@ class Backend(BasicOps):
     ``grads`` has the fields of ``arrays``, None where a gradient is not needed.
 
     The methods of an op that a backend lacks raise `NotImplementedError`; the `basic` family alone has
-    defaults, written against `xp`.
+    defaults, written against `xp`. So have ``sgd_update`` and ``adam_update``, which optimisers call: see
+    `pyrnn.reference.update`.
 
     Attributes
     ----------
@@ -373,3 +375,17 @@ def choose(op: str, backend: str | Backend | None = None) -> Backend:
     if use is None:
         return _model.get() or get_backend(DEFAULT)
     return use.backend if use.otherwise is None or use.backend.has(op) else use.otherwise
+
+
+def choose_updates(array: Any, own: Backend | None) -> UpdateOps:
+    """Return what an optimiser's update of an array runs on; ``own`` is the model's backend.
+
+    It is the backend that ops would run on. One that takes no arrays of this kind has no part in it: then it is plain
+    array code, which is right for any.
+    """
+    use = _use.get()
+    backend = (own or get_backend(DEFAULT)) if use is None else use.backend
+    return backend if isinstance(array, backend.array_type) else _plain_updates
+
+
+_plain_updates = UpdateOps()

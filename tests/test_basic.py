@@ -144,6 +144,79 @@ def test_cross_entropy(backend: str, lead: tuple[int, ...], C: int, masked: bool
         assert not pullback(cotangent).logits[~mask].any()
 
 
+ROWS = {
+    "layer_norm": lambda rng, M, F: (
+        {"x": rng.standard_normal((M, F)), "weight": rng.standard_normal(F), "bias": rng.standard_normal(F)},
+        {},
+    ),
+    "softmax": lambda rng, M, F: ({"x": rng.standard_normal((M, F)) * 4}, {}),
+    "cross_entropy": lambda rng, M, F: (
+        {"logits": rng.standard_normal((M, F)) * 4},
+        {"targets": rng.integers(0, F, M), "mask": rng.random(M) < 0.9},
+    ),
+    "embedding": lambda rng, M, F: (
+        {"weight": rng.standard_normal((1 + M // 3, F))},
+        {"indices": rng.integers(0, 1 + M // 3, M)},
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ROWS)
+@given(M=st.integers(60, 400), F=st.integers(1, 300), seed=seeds)  # mostly enough for more than one thread
+def test_bits_of_a_row_are_its_own_alone(name: str, dtype: Any, M: int, F: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays, config = ROWS[name](rng, M, F)
+    arrays = {key: array.astype(dtype) for key, array in arrays.items()}
+    op = getattr(pyrnn, name)
+    cotangent = rng.standard_normal(op(**arrays, **config).shape).astype(dtype)
+    results = []
+    for count in (1, 2, 3, 5):
+        with pyrnn.num_threads(count):
+            y, pullback = pyrnn.vjp(op, **arrays, **config)
+            results.append([y, *(grad for grad in pullback(cotangent) if grad is not None)])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+    first = next(iter(arrays))
+    rows = rng.integers(0, M, 3)
+    if name != "embedding":
+        few = {**arrays, first: arrays[first][rows]}
+        picked = {key: value[rows] for key, value in config.items()}
+        y, pullback = pyrnn.vjp(op, **few, **picked)
+        assert np.array_equal(results[0][0][rows], y)
+        assert np.array_equal(results[0][1][rows], pullback(cotangent[rows])[0])
+    # The reference in float64, where the kernel's blocks and tails are none of its concern.
+    wide = {key: array.astype(np.float64) for key, array in arrays.items()}
+    y, pullback = pyrnn.vjp(op, **wide, **config, backend="reference")
+    exact = [y, *(grad for grad in pullback(cotangent.astype(np.float64)) if grad is not None)]
+    unit = float(np.finfo(dtype).eps)
+    for got, want in zip(results[0], exact, strict=True):
+        np.testing.assert_allclose(got, want, rtol=40 * unit, atol=(M + F) * unit * (1 + np.abs(want).max()))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cross_entropy_and_softmax_at_the_ends_of_the_range(dtype: Any) -> None:
+    lowest, highest = np.finfo(dtype).min, np.finfo(dtype).max
+    for size in (3, 16, 37):  # within a vector, one, and with a tail
+        logits = np.full((4, size), -np.inf, dtype)
+        logits[0, -1] = 0  # all but one impossible
+        logits[1] = highest
+        logits[2, :] = lowest / 2
+        logits[2, 1] = highest / 2
+        logits[3, 0] = np.nan
+        targets = np.array([size - 1, 0, 1, 1])
+        with np.errstate(all="ignore"):
+            loss, pullback = pyrnn.vjp(pyrnn.cross_entropy, logits, targets=targets)
+            weights = pyrnn.softmax(logits)
+        np.testing.assert_allclose(loss, [0, np.log(size), 0, np.nan], rtol=1e-6)
+        np.testing.assert_array_equal(weights[0], np.arange(size) == size - 1)
+        np.testing.assert_allclose(weights[1], 1 / size, rtol=1e-6)
+        np.testing.assert_array_equal(weights[2], np.arange(size) == 1)
+        assert np.isnan(weights[3]).all()
+        grad = pullback(np.ones(4, dtype)).logits
+        assert not grad[0].any() and not grad[2].any() and np.isnan(grad[3]).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", sorted(pyrnn.ops.OPS))
 def test_a_pullback_gives_what_is_asked_for(name: str, backend: str) -> None:

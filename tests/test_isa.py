@@ -19,8 +19,11 @@ LOWER = LADDER[: LADDER.index(HERE)] if HERE in LADDER else []
 @pytest.mark.parametrize("level", LOWER)
 def test_a_lower_level_passes_the_same_tests(level: str) -> None:
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kit", "recurrent", "basic", "isa")]
-    kit = "Cython and (rnn or lstm or gru) and (value or gradient or bitwise)"
-    chosen = f"not numba and not Numba and not Reference and (agree or linear or blocks or activation or ({kit}))"
+    files.append(str(Path(__file__).with_name("test_optim.py")))
+    basic = "layer_norm or softmax or embedding or cross_entropy"
+    kit = f"Cython and (rnn or lstm or gru or {basic}) and (value or gradient or bitwise)"
+    chosen = f"agree or blocks or activation or alone or formula or (test_basic and ({basic} or linear)) or ({kit})"
+    chosen = f"not numba and not Numba and not Reference and ({chosen})"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", "-k", chosen],
         env={**os.environ, "PYRNN_ISA": level}, capture_output=True, text=True, check=False,
@@ -54,6 +57,21 @@ def test_activation_accuracy_float32(name: str) -> None:
     ends = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)
     expected = [1, -1, np.nan, 0, -0.0] if name == "tanh" else [1, 0, np.nan, 0.5, 0.5]
     np.testing.assert_array_equal(activation(name, ends), np.array(expected, np.float32))
+
+
+def test_activation_exp_accuracy() -> None:
+    x = np.arange(2**31, 2**32, 1021, dtype=np.uint32).view(np.float32)  # what is negative, zero included
+    for dtype, inputs in ((np.float32, x[np.isfinite(x)]), (np.float64, -np.geomspace(1e-20, 800, 5000))):
+        tiny = np.finfo(dtype).tiny
+        with np.errstate(under="ignore"):
+            exact = np.exp(inputs.astype(np.longdouble))
+        got = activation("exp", inputs)
+        normal = exact >= tiny
+        spacing = np.spacing(exact[normal].astype(dtype))
+        assert (np.abs(got[normal] - exact[normal]) / spacing).max() <= 4
+        assert got[~normal].min() >= 0 and got[~normal].max() <= tiny
+        ends = np.array([-np.inf, np.nan, 0.0, -0.0], dtype)
+        np.testing.assert_array_equal(activation("exp", ends), np.array([0, np.nan, 1, 1], dtype))
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -138,6 +139,98 @@ def test_state_and_updates_keep_the_dtype_and_the_array(make: Any, dtype: Any) -
     assert parameter.dtype == dtype and np.shares_memory(parameter.data, array) and (array != 1).all()
     arrays = [value for value in optimizer.state_dict().values() if isinstance(value, np.ndarray)]
     assert arrays and all(a.dtype == dtype for a in arrays)
+
+
+# --- the backends' updates --------------------------------------------------------------------------------------
+
+UPDATES = {name: options for name, options, _ in CASES}
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "plain": lambda a: a,
+    "transposed": lambda a: np.asfortranarray(a),
+    "strided": lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+    "reversed": lambda a: a[::-1].copy()[::-1],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", UPDATES)
+@given(
+    data=st.data(), rows=st.integers(0, 300), layout=st.sampled_from(sorted(LAYOUTS)), seed=st.integers(0, 2**32 - 1)
+)
+def test_backends_agree_and_elements_stand_alone(
+    name: str, dtype: Any, data: Any, rows: int, layout: str, seed: int
+) -> None:
+    chosen = data.draw(UPDATES[name])
+    if "eps" in chosen:
+        chosen["eps"] = data.draw(st.floats(1e-3, 1e-2))
+    rng = np.random.default_rng(seed)
+    shape = (rows, 73)  # to 21,900 elements: more than one thread is then used
+    start = rng.normal(size=shape).astype(dtype)
+    grads = [rng.normal(size=shape).astype(dtype) for _ in range(3)]
+
+    def trained(backend: str, threads: int, lie: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, Any]:
+        parameter = Parameter(lie(start.copy()))
+        optimizer = getattr(optim, name)([parameter], **chosen)
+        with pyrnn.use_backend(backend), pyrnn.num_threads(threads):
+            for grad in grads:
+                parameter.grad = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))](grad)
+                optimizer.step()
+        return parameter.data, optimizer.state_dict()
+
+    native, state = trained("cython", 1, LAYOUTS["plain"])
+    for threads in (2, 3):
+        other, other_state = trained("cython", threads, LAYOUTS[layout])
+        assert np.array_equal(native, other)
+        assert all(np.array_equal(value, other_state[key]) for key, value in state.items())
+    plain, plain_state = trained("reference", 1, LAYOUTS[layout])
+    size = 1 + np.abs(start).max(initial=0) + sum(np.abs(g).max(initial=0) for g in grads)
+    # A step lr·m/(√v + eps) may magnify the rounding of m by lr/eps, where v is nearly 0.
+    tolerance = 10 * float(np.finfo(dtype).eps) * size * (1 + chosen["lr"] / chosen.get("eps", 1))
+    np.testing.assert_allclose(native, plain, rtol=0, atol=tolerance)
+    for key, value in plain_state.items():
+        np.testing.assert_allclose(state[key], value, rtol=0, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cython"])
+def test_a_read_only_parameter_is_not_written(backend: str) -> None:
+    array = np.ones(3, np.float32)
+    array.flags.writeable = False
+    parameter = Parameter(array)
+    parameter.grad = np.ones(3, np.float32)
+    for make in (optim.SGD, optim.AdamW):
+        with pyrnn.use_backend(backend), pytest.raises(ValueError, match="read-only"):
+            make([parameter]).step()
+    assert (array == 1).all()
+
+
+def test_an_update_runs_on_the_backend_that_ops_run_on() -> None:
+    asked: list[str] = []
+
+    class Listening(pyrnn.Backend):
+        name = "listening"
+
+        def sgd_update(self, *arrays: Any, **numbers: Any) -> None:
+            asked.append(self.name)
+            super().sgd_update(*arrays, **numbers)
+
+    class Elsewhere(Listening):
+        name = "elsewhere"
+        array_type = dict  # takes no arrays that this one has
+
+    model = nn.Linear(2, 3, rng=0).to(Listening())
+    twin = copy.deepcopy(model)
+    for each in (model, twin):
+        for parameter in each.parameters():
+            parameter.grad = np.ones(parameter.shape, np.float32)
+        optim.SGD(each.parameters(), 0.1).step()
+        assert asked == ["listening"] * 2
+        asked.clear()
+    with pyrnn.use_backend("reference"):
+        optim.SGD(model.parameters(), 0.1).step()
+    with pyrnn.use_backend(Elsewhere()):
+        before = model.weight.data.copy()
+        optim.SGD(model.parameters(), 0.1).step()
+    assert not asked and (model.weight.data < before).all()
 
 
 def test_a_step_makes_older_tapes_stale() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..backend import Backend, Claim
 
 try:
-    from .basic import LinearOps
+    from .basic import BasicOps
     from .recurrent import RecurrentOps
+    from .update import UpdateOps
 except ModuleNotFoundError as error:
     raise ImportError(
         f"the compiled core of pyrnn is missing ({error}). In a source tree it is built by `pip install -e .`; after "
@@ -14,14 +15,12 @@ except ModuleNotFoundError as error:
         'The slow NumPy reference needs no core: backend="reference"'
     ) from error
 
-INVARIANT = Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"}))
 
-
-class CythonBackend(RecurrentOps, LinearOps, Backend):
-    """C kernels through Cython, on all the CPU's threads; the basic ops beside `linear` are NumPy's."""
+class CythonBackend(RecurrentOps, BasicOps, UpdateOps, Backend):
+    """C kernels through Cython, on all the CPU's threads."""
 
     name = "cython"
-    claims = {
-        **dict.fromkeys(("rnn", "lstm", "gru", "linear"), INVARIANT),
-        **dict.fromkeys(("layer_norm", "softmax", "embedding", "cross_entropy"), Claim()),
-    }
+    claims = dict.fromkeys(
+        ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
+        Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"})),
+    )

@@ -1,11 +1,15 @@
 # cython: language_level=3
-"""The basic family on the C kernels: linear. A row's result does not depend on the batch that it is in."""
+"""The basic family on the C kernels. A row's result does not depend on the batch that it is in."""
 
 import math
 
 import numpy as np
 
-from pyrnn._core.runtime cimport data_of, input_of, is_double, pyrnn_linear, table, threads
+from pyrnn._core.runtime cimport (
+    contiguous, data_of, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
+    table, threads,
+)
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memset
 
 
@@ -22,12 +26,15 @@ cdef int run(pyrnn_linear *p, int kind, bint back) except -1:
 
 cdef object as_rows(object array, Py_ssize_t columns):
     """Return an array (..., columns) as a contiguous, aligned matrix; copied only where it is not one."""
-    rows = np.require(array, requirements="CA")
-    return rows.reshape(math.prod(array.shape[:-1]), columns)
+    return contiguous(array).reshape(math.prod(array.shape[:-1]), columns)
 
 
-class LinearOps:
-    """linear of the cython backend."""
+cdef object contiguous_or_none(object array):
+    return None if array is None else contiguous(array)
+
+
+class BasicOps:
+    """linear, layer_norm, softmax, embedding, cross_entropy of the cython backend."""
 
     def linear_forward(self, arrays, config, *, needs=None):
         cdef pyrnn_linear p
@@ -57,3 +64,120 @@ class LinearOps:
         p.w = input_of(saved.w, keep)
         run(&p, is_double(rows), True)
         return type(needs)(x=dx.reshape(saved.x.shape) if needs.x else None, w=dw, b=db)
+
+    def layer_norm_forward(self, arrays, config, *, needs=None):
+        cdef pyrnn_layer_norm p
+        features = arrays.x.shape[-1]
+        x, weight, bias = as_rows(arrays.x, features), contiguous_or_none(arrays.weight), contiguous_or_none(arrays.bias)
+        cdef int kind = is_double(x)
+        y = np.empty(x.shape, x.dtype)
+        stats = np.empty((x.shape[0], 2), x.dtype) if needs else None
+        memset(&p, 0, sizeof(pyrnn_layer_norm))
+        p.M, p.F, p.threads, p.eps = x.shape[0], features, threads(), config.eps
+        p.x, p.weight, p.bias = data_of(x), data_of(weight), data_of(bias)
+        p.stats, p.y = data_of(stats), data_of(y)
+        with nogil:
+            table().layer_norm_forward[kind](&p)
+        return (y.reshape(arrays.x.shape),), (x, weight, stats) if needs else None
+
+    def layer_norm_backward(self, saved, grad_outputs, *, needs):
+        cdef pyrnn_layer_norm p
+        x, weight, stats = saved
+        features = x.shape[1]
+        dy = as_rows(grad_outputs.y, features)
+        cdef int kind = is_double(x)
+        dx = np.empty(x.shape, x.dtype) if needs.x else None
+        dweight = np.empty(features, x.dtype) if needs.weight else None
+        dbias = np.empty(features, x.dtype) if needs.bias else None
+        memset(&p, 0, sizeof(pyrnn_layer_norm))
+        p.M, p.F, p.threads = x.shape[0], features, threads()
+        p.x, p.weight, p.stats, p.dy = data_of(x), data_of(weight), data_of(stats), data_of(dy)
+        p.dx, p.dweight, p.dbias = data_of(dx), data_of(dweight), data_of(dbias)
+        workspace = np.empty(table().layer_norm_workspace[kind](&p), np.uint8)
+        p.workspace = data_of(workspace)
+        with nogil:
+            table().layer_norm_backward[kind](&p)
+        return type(needs)(x=dx.reshape(grad_outputs.y.shape) if needs.x else None, weight=dweight, bias=dbias)
+
+    def softmax_forward(self, arrays, config, *, needs=None):
+        cdef pyrnn_softmax p
+        along = arrays.x.swapaxes(config.axis, -1)
+        x = as_rows(along, along.shape[-1])
+        cdef int kind = is_double(x)
+        y = np.empty(x.shape, x.dtype)
+        memset(&p, 0, sizeof(pyrnn_softmax))
+        p.M, p.F, p.threads = x.shape[0], x.shape[1], threads()
+        p.x, p.y = data_of(x), data_of(y)
+        with nogil:
+            table().softmax_forward[kind](&p)
+        return (y.reshape(along.shape).swapaxes(config.axis, -1),), (y, config.axis) if needs else None
+
+    def softmax_backward(self, saved, grad_outputs, *, needs):
+        cdef pyrnn_softmax p
+        y, axis = saved
+        along = grad_outputs.y.swapaxes(axis, -1)
+        dy = as_rows(along, y.shape[1])
+        cdef int kind = is_double(y)
+        dx = np.empty(y.shape, y.dtype)
+        memset(&p, 0, sizeof(pyrnn_softmax))
+        p.M, p.F, p.threads = y.shape[0], y.shape[1], threads()
+        p.y, p.dy, p.dx = data_of(y), data_of(dy), data_of(dx)
+        with nogil:
+            table().softmax_backward[kind](&p)
+        return type(needs)(x=dx.reshape(along.shape).swapaxes(axis, -1))
+
+    def embedding_forward(self, arrays, config, *, needs=None):
+        cdef pyrnn_embedding p
+        weight, indices = contiguous(arrays.weight), contiguous(config.indices)
+        cdef int kind = is_double(weight)
+        y = np.empty((*indices.shape, weight.shape[1]), weight.dtype)
+        memset(&p, 0, sizeof(pyrnn_embedding))
+        p.N, p.V, p.D, p.threads = indices.size, weight.shape[0], weight.shape[1], threads()
+        p.indices = <const int64_t *>data_of(indices)
+        p.weight, p.y = data_of(weight), data_of(y)
+        with nogil:
+            table().embedding_forward[kind](&p)
+        return (y,), (weight.shape, indices) if needs else None
+
+    def embedding_backward(self, saved, grad_outputs, *, needs):
+        cdef pyrnn_embedding p
+        shape, indices = saved
+        dy = as_rows(grad_outputs.y, shape[1])
+        cdef int kind = is_double(dy)
+        dweight = np.empty(shape, dy.dtype)
+        memset(&p, 0, sizeof(pyrnn_embedding))
+        p.N, p.V, p.D, p.threads = indices.size, shape[0], shape[1], threads()
+        p.indices = <const int64_t *>data_of(indices)
+        p.dy, p.dweight = data_of(dy), data_of(dweight)
+        with nogil:
+            table().embedding_backward[kind](&p)
+        return type(needs)(weight=dweight)
+
+    def cross_entropy_forward(self, arrays, config, *, needs=None):
+        cdef pyrnn_cross_entropy p
+        logits = as_rows(arrays.logits, arrays.logits.shape[-1])
+        targets, mask = contiguous(config.targets), contiguous_or_none(config.mask)
+        cdef int kind = is_double(logits)
+        loss = np.empty(targets.shape, logits.dtype)
+        stats = np.empty((logits.shape[0], 2), logits.dtype) if needs else None
+        memset(&p, 0, sizeof(pyrnn_cross_entropy))
+        p.M, p.C, p.threads = logits.shape[0], logits.shape[1], threads()
+        p.logits, p.stats, p.loss = data_of(logits), data_of(stats), data_of(loss)
+        p.targets, p.mask = <const int64_t *>data_of(targets), <const uint8_t *>data_of(mask)
+        with nogil:
+            table().cross_entropy_forward[kind](&p)
+        return (loss,), (logits, targets, mask, stats) if needs else None
+
+    def cross_entropy_backward(self, saved, grad_outputs, *, needs):
+        cdef pyrnn_cross_entropy p
+        logits, targets, mask, stats = saved
+        dloss = contiguous(grad_outputs.loss)
+        cdef int kind = is_double(logits)
+        dlogits = np.empty(logits.shape, logits.dtype)
+        memset(&p, 0, sizeof(pyrnn_cross_entropy))
+        p.M, p.C, p.threads = logits.shape[0], logits.shape[1], threads()
+        p.logits, p.stats, p.dloss, p.dlogits = data_of(logits), data_of(stats), data_of(dloss), data_of(dlogits)
+        p.targets, p.mask = <const int64_t *>data_of(targets), <const uint8_t *>data_of(mask)
+        with nogil:
+            table().cross_entropy_backward[kind](&p)
+        return type(needs)(logits=dlogits.reshape((*targets.shape, logits.shape[1])))

@@ -1,5 +1,5 @@
 # What every module of the core needs of the kernels: their declarations, the chosen table, arrays as they take them.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t
 
 cdef extern from "pyrnn_kernels.h" nogil:
     ctypedef struct pyrnn_in:
@@ -50,6 +50,66 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void *dw
         void *db
 
+    ctypedef struct pyrnn_cross_entropy:
+        ptrdiff_t M, C
+        int threads
+        const void *logits
+        const int64_t *targets
+        const uint8_t *mask
+        void *stats
+        void *loss
+        const void *dloss
+        void *dlogits
+
+    ctypedef struct pyrnn_softmax:
+        ptrdiff_t M, F
+        int threads
+        const void *x
+        const void *dy
+        void *y
+        void *dx
+
+    ctypedef struct pyrnn_layer_norm:
+        ptrdiff_t M, F
+        int threads
+        double eps
+        const void *x
+        const void *weight
+        const void *bias
+        void *stats
+        void *y
+        void *workspace
+        const void *dy
+        void *dx
+        void *dweight
+        void *dbias
+
+    ctypedef struct pyrnn_embedding:
+        ptrdiff_t N, V, D
+        int threads
+        const int64_t *indices
+        const void *weight
+        const void *dy
+        void *y
+        void *dweight
+
+    ctypedef struct pyrnn_sgd:
+        ptrdiff_t n
+        int threads, nesterov
+        double lr, momentum, weight_decay
+        void *array
+        void *momentum_buffer
+        const void *grad
+
+    ctypedef struct pyrnn_adam:
+        ptrdiff_t n
+        int threads, decoupled
+        double lr, beta1, beta2, eps, weight_decay, correction1, correction2
+        void *array
+        void *exp_avg
+        void *exp_avg_sq
+        const void *grad
+
     ctypedef struct pyrnn_kernels:
         const char *level
         ptrdiff_t unit_block[2]
@@ -62,6 +122,18 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void (*linear_backward[2])(const pyrnn_linear *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil
+        void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *) noexcept nogil
+        void (*cross_entropy_backward[2])(const pyrnn_cross_entropy *) noexcept nogil
+        void (*softmax_forward[2])(const pyrnn_softmax *) noexcept nogil
+        void (*softmax_backward[2])(const pyrnn_softmax *) noexcept nogil
+        size_t (*layer_norm_workspace[2])(const pyrnn_layer_norm *) noexcept nogil
+        void (*layer_norm_forward[2])(const pyrnn_layer_norm *) noexcept nogil
+        void (*layer_norm_backward[2])(const pyrnn_layer_norm *) noexcept nogil
+        void (*embedding_forward[2])(const pyrnn_embedding *) noexcept nogil
+        void (*embedding_backward[2])(const pyrnn_embedding *) noexcept nogil
+        void (*sgd[2])(const pyrnn_sgd *) noexcept nogil
+        void (*adam[2])(const pyrnn_adam *) noexcept nogil
+        void (*exp[2])(const void *, void *, ptrdiff_t) noexcept nogil
 
     const pyrnn_kernels *pyrnn_kernels_at(const char *)
     int pyrnn_openmp()
@@ -73,6 +145,7 @@ cdef int raise_pending() except -1
 cdef int threads() except -1
 cdef int is_double(object array) except -1
 cdef object aligned_empty(tuple shape, object dtype)
+cdef object contiguous(object array)
 cdef void *data_of(object array) except? NULL
 cdef ptrdiff_t stride_of(object array, int axis) except? -1
 cdef pyrnn_in input_of(object array, list keep) except *

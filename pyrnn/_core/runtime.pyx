@@ -43,12 +43,14 @@ def has_openmp():
 
 
 def activation(str name, cnp.ndarray x):
-    """Return tanh or sigmoid of a contiguous array as the kernels compute it, for checks of their accuracy."""
+    """Return tanh, sigmoid or exp (of x ≤ 0) as the kernels compute it, for checks of their accuracy."""
     x = np.require(x, requirements="CA")
     y = np.empty_like(x)
     cdef int kind = is_double(x)
     if name == "tanh":
         _table.tanh[kind](cnp.PyArray_DATA(x), data_of(y), x.size)
+    elif name == "exp":
+        _table.exp[kind](cnp.PyArray_DATA(x), data_of(y), x.size)
     else:
         _table.sigmoid[kind](cnp.PyArray_DATA(x), data_of(y), x.size)
     return y
@@ -98,6 +100,12 @@ cdef object aligned_empty(tuple shape, object dtype):
     block = np.empty(bytes_ + 64, np.uint8)
     cdef size_t start = -<size_t>cnp.PyArray_DATA(<cnp.ndarray>block) & 63
     return block[start : start + bytes_].view(dtype).reshape(shape)
+
+
+cdef object contiguous(object array):
+    """Return an array as a contiguous one whose elements lie on their own boundaries, copied only where it is none."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements="CA")
 
 
 cdef void *data_of(object array) except? NULL:

@@ -33,15 +33,24 @@ def registered(layer: Layer) -> Layer:
 
 
 class Parameter(Tensor):
-    """A Tensor that a `Module` finds among its members and an optimiser updates."""
+    """A Tensor that a `Module` finds among its members and an optimiser updates.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    backend : Backend or None
+        Its module's own, given with `Module.to`: optimisers update it there.
+    """
+
+    __slots__ = ("backend",)
+    backend: Backend | None
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
+        self.backend = None
 
     def move(self, backend: Backend) -> None:
         """Bring the array, and its gradient, to a backend's kind of array; one that is so already stays."""
+        self.backend = backend
         if not isinstance(self._array, backend.array_type):
             self._array = _converted(self._array, backend.array_type, backend.xp)
             if self.grad is not None:
@@ -240,6 +249,9 @@ class Module:
         vars(self).update(state)
         if isinstance(self._backend, str):
             self._backend = get_backend(self._backend)
+        for _, member in _members(self):
+            if isinstance(member, Parameter):
+                member.backend = self._backend
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:

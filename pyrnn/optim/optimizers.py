@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from .._checks import check_count, check_flag, check_number, compare_state, refuse_misfits
 from ..autograd import Tensor
 from ..autograd.tensor import namespace
+from ..backend import choose_updates
+from ..reference.update import UpdateOps
 from ._checks import check_parameters
 
 
@@ -63,11 +65,16 @@ class Optimizer:
         for index, parameter in enumerate(self.params):
             if parameter.grad is not None:
                 self._steps[index] += 1
-                self._update(parameter.write(), parameter.grad, self._state[index], self._steps[index])
+                array = parameter.write()
+                updates = choose_updates(array, getattr(parameter, "backend", None))
+                self._update(updates, array, parameter.grad, self._state[index], self._steps[index])
 
-    def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
+    def _update(self, updates: UpdateOps, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
         """Update one array, and its state, in place; ``step`` is 1 the first time."""
         raise NotImplementedError
+
+    def _numbers(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.hyper}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -83,7 +90,7 @@ class Optimizer:
             The hyper-parameters by name (numbers), and for the parameter at place i ``"{i}.step"`` (a whole
             number) and ``"{i}.{name}"`` (copies of arrays).
         """
-        result: dict[str, Any] = {name: getattr(self, name) for name in self.hyper}
+        result = self._numbers()
         for index, state in enumerate(self._state):
             result[f"{index}.step"] = self._steps[index]
             result.update({f"{index}.{name}": array.copy() for name, array in state.items()})
@@ -160,15 +167,9 @@ class SGD(Optimizer):
             raise ValueError("nesterov: expected a momentum with it, got momentum=0")
         return {**checked, "nesterov": nesterov}
 
-    def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
-        if self.weight_decay:
-            grad = grad + self.weight_decay * array
-        if self.momentum:
-            velocity = state["momentum_buffer"]
-            velocity *= self.momentum
-            velocity += grad
-            grad = grad + self.momentum * velocity if self.nesterov else velocity
-        array -= self.lr * grad
+    def _update(self, updates: UpdateOps, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
+        velocity = state["momentum_buffer"] if self.momentum else None
+        updates.sgd_update(array, grad, velocity, **self._numbers())
 
 
 class Adam(Optimizer):
@@ -191,6 +192,7 @@ class Adam(Optimizer):
     """
 
     hyper = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    decoupled: ClassVar[bool] = False  # the weight decay, from the gradient
     beta1: float
     beta2: float
     eps: float
@@ -214,22 +216,8 @@ class Adam(Optimizer):
         betas = {name: check_number(name, numbers[name], below=1) for name in ("beta1", "beta2")}
         return {**super()._checked(numbers), **betas}
 
-    def _update(self, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
-        if self.weight_decay:
-            grad = self._decay(array, grad)
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean *= self.beta1
-        mean += (1 - self.beta1) * grad
-        square *= self.beta2
-        square += (1 - self.beta2) * grad * grad
-        scale = namespace(array).sqrt(square)
-        scale /= (1 - self.beta2**step) ** 0.5
-        scale += self.eps
-        array -= self.lr / (1 - self.beta1**step) * mean / scale
-
-    def _decay(self, array: Any, grad: Any) -> Any:
-        """Apply the weight decay and return the gradient to go on with."""
-        return grad + self.weight_decay * array
+    def _update(self, updates: UpdateOps, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
+        updates.adam_update(array, grad, **state, **self._numbers(), decoupled=self.decoupled, step=step)
 
 
 class AdamW(Adam):
@@ -247,6 +235,8 @@ class AdamW(Adam):
     Loshchilov, Hutter (2019), "Decoupled Weight Decay Regularization".
     """
 
+    decoupled = True
+
     def __init__(
         self,
         params: Iterable[Tensor],
@@ -257,7 +247,3 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
-
-    def _decay(self, array: Any, grad: Any) -> Any:
-        array *= 1 - self.lr * self.weight_decay
-        return grad

@@ -95,3 +95,7 @@ static void F(sigmoid_array)(const void *x, void *y, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += LANES)
         F(store_part)((REAL *)y + i, F(sigmoid)(F(load_part)((const REAL *)x + i, n - i)), n - i);
 }
+static void F(exp_array)(const void *x, void *y, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += LANES)
+        F(store_part)((REAL *)y + i, F(exp_negative)(F(load_part)((const REAL *)x + i, n - i)), n - i);
+}

@@ -9,3 +9,6 @@
 #include "recurrent_forward.h"
 #include "recurrent_backward.h"
 #include "linear.h"
+#include "rows.h"
+#include "embedding.h"
+#include "update.h"

@@ -56,6 +56,68 @@ typedef struct {
     void *dx, *dw, *db; /* backward: OUT, NULL where not needed */
 } pyrnn_linear;
 
+/* loss = log Σ e^logits - logits[target] on M rows of C classes, forward or backward; contiguous. */
+typedef struct {
+    ptrdiff_t M, C;
+    int threads;
+    const void *logits;
+    const int64_t *targets;
+    const uint8_t *mask; /* 0 where a row does not count; NULL: all do */
+    void *stats;         /* [M][2] a row's maximum and its Σ e^(x - maximum): OUT of the forward, NULL where not kept; then IN */
+    void *loss;          /* forward: OUT */
+    const void *dloss;   /* backward */
+    void *dlogits;       /* backward: OUT */
+} pyrnn_cross_entropy;
+
+/* Weights that sum to 1 in each of M rows, forward or backward; contiguous. */
+typedef struct {
+    ptrdiff_t M, F;
+    int threads;
+    const void *x, *dy; /* backward: dy */
+    void *y;            /* OUT of the forward, IN of the backward */
+    void *dx;           /* backward: OUT */
+} pyrnn_softmax;
+
+/* y = (x - mean) · scale · weight + bias on M rows, scale = 1 / √(variance + eps), forward or backward; contiguous. */
+typedef struct {
+    ptrdiff_t M, F;
+    int threads;
+    double eps;
+    const void *x, *weight, *bias; /* weight, bias: NULL where not given */
+    void *stats;                   /* [M][2] mean and scale: OUT of the forward, NULL where not kept; then IN */
+    void *y;                       /* forward: OUT */
+    void *workspace;               /* backward */
+    const void *dy;
+    void *dx, *dweight, *dbias;    /* backward: OUT, NULL where not needed */
+} pyrnn_layer_norm;
+
+/* y [N, D]: the rows of weight [V, D] that have the indices; dweight: the sums of the rows of dy by index; contiguous. */
+typedef struct {
+    ptrdiff_t N, V, D;
+    int threads;
+    const int64_t *indices;
+    const void *weight, *dy; /* of the forward; of the backward */
+    void *y, *dweight;       /* OUT, likewise */
+} pyrnn_embedding;
+
+/* One update of n parameters in place, as in `reference/update.py`; all arrays alike and contiguous. */
+typedef struct {
+    ptrdiff_t n;
+    int threads, nesterov;
+    double lr, momentum, weight_decay;
+    void *array, *momentum_buffer; /* IN and OUT; momentum_buffer: NULL without momentum */
+    const void *grad;
+} pyrnn_sgd;
+
+typedef struct {
+    ptrdiff_t n;
+    int threads, decoupled;
+    double lr, beta1, beta2, eps, weight_decay;
+    double correction1, correction2; /* 1 - beta1^step and 1 - beta2^step */
+    void *array, *exp_avg, *exp_avg_sq; /* IN and OUT */
+    const void *grad;
+} pyrnn_adam;
+
 typedef struct {
     const char *level;
     ptrdiff_t unit_block[2]; /* Hp is H rounded up to a multiple of this many units */
@@ -68,6 +130,18 @@ typedef struct {
     void (*linear_backward[2])(const pyrnn_linear *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
+    void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *);
+    void (*cross_entropy_backward[2])(const pyrnn_cross_entropy *);
+    void (*softmax_forward[2])(const pyrnn_softmax *);
+    void (*softmax_backward[2])(const pyrnn_softmax *);
+    size_t (*layer_norm_workspace[2])(const pyrnn_layer_norm *);
+    void (*layer_norm_forward[2])(const pyrnn_layer_norm *);
+    void (*layer_norm_backward[2])(const pyrnn_layer_norm *);
+    void (*embedding_forward[2])(const pyrnn_embedding *);
+    void (*embedding_backward[2])(const pyrnn_embedding *);
+    void (*sgd[2])(const pyrnn_sgd *);
+    void (*adam[2])(const pyrnn_adam *);
+    void (*exp[2])(const void *x, void *y, ptrdiff_t n); /* x <= 0 */
 } pyrnn_kernels;
 
 /* The table of the best level that this CPU has, or of the level named, NULL if it is not to be had. */

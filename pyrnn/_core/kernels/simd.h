@@ -1,7 +1,7 @@
 /* Vectors of REAL at this level: F(vec), its integer twin F(ivec), LANES of them, and the few functions on them.
 
    + - * / & | ^ << >> work on vectors as they are (GCC and Clang vector extensions). Only what these lack has a
-   name here: loads, stores, broadcast, fused multiply-add, maximum. */
+   name here: loads, stores, broadcast, fused multiply-add, maximum, square root, and what takes all lanes together. */
 #undef LANES
 #undef VEC_INT
 
@@ -52,6 +52,17 @@ static inline F(vec) F(load_part)(const REAL *p, ptrdiff_t n) {
     return (F(vec))_mm512_maskz_loadu_pd(F(first_lanes)(n), p);
 #else
     F(vec) v = {0};
+    if (n > 0) memcpy(&v, p, (size_t)n * sizeof(REAL));
+    return v;
+#endif
+}
+/* The first n lanes, the others as in v; n < LANES. */
+static inline F(vec) F(load_over)(F(vec) v, const REAL *p, ptrdiff_t n) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    return (F(vec))_mm512_mask_loadu_ps((__m512)v, F(first_lanes)(n), p);
+#elif defined(__AVX512F__)
+    return (F(vec))_mm512_mask_loadu_pd((__m512d)v, F(first_lanes)(n), p);
+#else
     if (n > 0) memcpy(&v, p, (size_t)n * sizeof(REAL));
     return v;
 #endif
@@ -113,6 +124,43 @@ static inline F(vec) F(at_least)(F(vec) limit, F(vec) x) {
     return (F(vec))_mm256_max_pd((__m256d)limit, (__m256d)x);
 #else
     return F(select)((F(ivec))(x < limit), limit, x);
+#endif
+}
+
+static inline F(vec) F(root)(F(vec) v) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    return (F(vec))_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX512F__)
+    return (F(vec))_mm512_sqrt_pd((__m512d)v);
+#else
+    for (int i = 0; i < LANES; i++) v[i] = REAL_BYTES == 4 ? (REAL)sqrtf((float)v[i]) : (REAL)sqrt(v[i]);
+    return v;
+#endif
+}
+
+/* All lanes added up, and the largest of them, by halves. */
+static inline REAL F(sum_of)(F(vec) v) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX512F__)
+    return _mm512_reduce_add_pd((__m512d)v);
+#else
+    UNROLL for (int half = LANES / 2; half; half /= 2) {
+        UNROLL for (int i = 0; i < half; i++) v[i] += v[i + half];
+    }
+    return v[0];
+#endif
+}
+static inline REAL F(largest_of)(F(vec) v) {
+#if defined(__AVX512F__) && REAL_BYTES == 4
+    return _mm512_reduce_max_ps((__m512)v);
+#elif defined(__AVX512F__)
+    return _mm512_reduce_max_pd((__m512d)v);
+#else
+    UNROLL for (int half = LANES / 2; half; half /= 2) {
+        UNROLL for (int i = 0; i < half; i++) v[i] = v[i] < v[i + half] ? v[i + half] : v[i];
+    }
+    return v[0];
 #endif
 }
 
