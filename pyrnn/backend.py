@@ -80,6 +80,16 @@ class Backend(BasicOps, UpdateOps):
     read-only: backward may run more than once. ``grad_outputs`` has None where an output's gradient is zero.
     ``grads`` has the fields of ``arrays``, None where a gradient is not needed.
 
+    An op with weights and a state also has::
+
+        <op>_pack(arrays, config)                       -> packed
+        <op>_run (packed, x, state=None, *, lengths=None, out=None) -> y, state
+
+    which `pyrnn.nn.Module.freeze` and its streams call: ``arrays`` are the weights, None for the rest. Nothing
+    changes ``packed``, whatever becomes of the weights, and threads may share it. ``state`` is a tuple of arrays,
+    ``out`` a pair ``(y, state)`` of arrays to be written, the state perhaps in place. The base class has both,
+    which keep copies and call the forward.
+
     The methods of an op that a backend lacks raise `NotImplementedError`; the `basic` family alone has
     defaults, written against `xp`. So have ``sgd_update`` and ``adam_update``, which optimisers call: see
     `pyrnn.reference.update`.
@@ -113,11 +123,18 @@ class Backend(BasicOps, UpdateOps):
         return method is not None and not getattr(method, "is_missing", False)
 
     @classmethod
-    def declare_op(cls, op: str) -> None:
-        """Give the base class the two methods of a declared op, which raise until a backend overrides them."""
+    def declare_op(cls, op: str, state: tuple[str, ...] | None) -> None:
+        """Give the base class the methods of a declared op.
+
+        Forward and backward raise until a backend overrides them. Where the op has a ``state``, pack and run keep
+        copies of the weights and call the forward, until a backend has something better.
+        """
         for direction in ("forward", "backward"):
             if not hasattr(cls, f"{op}_{direction}"):
                 setattr(cls, f"{op}_{direction}", _missing(op))
+        if state is not None:
+            setattr(cls, f"{op}_pack", _pack_copies)
+            setattr(cls, f"{op}_run", _run_copies(f"{op}_forward", state))
 
     def __repr__(self) -> str:
         return f"<pyrnn backend {self.name!r}>"
@@ -133,6 +150,26 @@ def _missing(op: str) -> Callable[..., Any]:
 
     method.is_missing = True  # type: ignore[attr-defined]
     return method
+
+
+def _pack_copies(self: Backend, arrays: Any, config: Any) -> Any:
+    return type(arrays)(*(None if array is None else array.copy() for array in arrays)), config
+
+
+def _run_copies(forward: str, names: tuple[str, ...]) -> Callable[..., Any]:
+    def run(self: Backend, packed: Any, x: Any, state: Any = None, *, lengths: Any = None, out: Any = None) -> Any:
+        arrays, config = packed
+        given = dict(zip(names, state, strict=True)) if state is not None else {}
+        options = {"lengths": lengths} if "lengths" in config._fields else {}
+        arrays, config = arrays._replace(**{arrays._fields[0]: x}, **given), config._replace(**options)
+        y, *new = getattr(self, forward)(arrays, config)[0]
+        if out is None:
+            return y, tuple(new)
+        for to, value in zip((out[0], *out[1]), (y, *new), strict=True):
+            to[...] = value
+        return out
+
+    return run
 
 
 # --- the registry ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from pyrnn._core.runtime cimport (
-    contiguous, data_of, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
+    aligned_empty, contiguous, data_of, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
     table, threads,
 )
 from libc.stdint cimport int64_t, uint8_t
@@ -33,8 +33,46 @@ cdef object contiguous_or_none(object array):
     return None if array is None else contiguous(array)
 
 
+cdef class PackedLinear:
+    """Weights as the kernel reads them. Nothing changes them, so threads may share them."""
+
+    cdef readonly ptrdiff_t inputs, outputs
+    cdef readonly int kind
+    cdef object panels
+
+    def __cinit__(self, arrays):
+        cdef pyrnn_linear p
+        cdef list keep = []
+        memset(&p, 0, sizeof(pyrnn_linear))
+        p.O, p.I = arrays.w.shape
+        p.w, p.b = input_of(arrays.w, keep), input_of(arrays.b, keep)
+        self.inputs, self.outputs, self.kind = p.I, p.O, is_double(arrays.w)
+        self.panels = aligned_empty((table().linear_pack[self.kind](&p, NULL),), np.uint8)
+        table().linear_pack[self.kind](&p, data_of(self.panels))
+
+    def __reduce__(self):
+        raise TypeError("packed weights are made for this machine's CPU; pickle the model and freeze it where it is to run")
+
+
 class BasicOps:
     """linear, layer_norm, softmax, embedding, cross_entropy of the cython backend."""
+
+    def linear_pack(self, arrays, config):
+        return PackedLinear(arrays)
+
+    def linear_run(self, PackedLinear packed not None, x, state=(), *, lengths=None, out=None):
+        cdef pyrnn_linear p
+        rows = as_rows(x, packed.inputs)
+        shape = (*x.shape[:-1], packed.outputs)
+        y = np.empty(shape, x.dtype) if out is None else out[0]
+        if is_double(rows) != packed.kind:
+            raise TypeError(f"x: expected the weights' dtype, got {x.dtype}")
+        memset(&p, 0, sizeof(pyrnn_linear))
+        p.M, p.I, p.O, p.threads = rows.shape[0], packed.inputs, packed.outputs, threads()
+        p.x, p.y, p.packed = data_of(rows), data_of(y), data_of(packed.panels)
+        with nogil:
+            table().linear_forward[packed.kind](&p)
+        return y, ()
 
     def linear_forward(self, arrays, config, *, needs=None):
         cdef pyrnn_linear p

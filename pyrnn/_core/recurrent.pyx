@@ -165,7 +165,7 @@ def run(Packed packed not None, x, tuple state, lengths, tuple out):
         p.h0 = input_of(state[0], keep)
         if leaves == 2:
             p.c0 = input_of(state[1], keep)
-    p.y, p.y_step = data_of(y), stride_of(y, 1)
+    p.y, p.y_step = data_of(y), stride_of(y, 1 if p.T > 1 else 0)  # numpy says nothing of an axis of one step
     p.h_n, p.state_row = data_of(new[0]), stride_of(new[0], 0)
     if leaves == 2:
         p.c_n = data_of(new[1])

@@ -45,6 +45,7 @@ cdef extern from "pyrnn_kernels.h" nogil:
         const void *dy
         pyrnn_in w, b
         void *workspace
+        void *packed
         void *y
         void *dx
         void *dw
@@ -118,6 +119,7 @@ cdef extern from "pyrnn_kernels.h" nogil:
         int (*recurrent_forward[2])(const pyrnn_recurrent *) noexcept nogil
         int (*recurrent_backward[2])(const pyrnn_recurrent *) noexcept nogil
         size_t (*linear_workspace[2])(const pyrnn_linear *, int) noexcept nogil
+        size_t (*linear_pack[2])(const pyrnn_linear *, void *) noexcept nogil
         void (*linear_forward[2])(const pyrnn_linear *) noexcept nogil
         void (*linear_backward[2])(const pyrnn_linear *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .._checks import FLOATS, refuse_foreign
+from .._checks import FLOATS, check_lengths, refuse_foreign, valid_steps
+from ..autograd import Tensor, functions
+from ..autograd.tensor import namespace
 from ..ops.shapes import Sizes, describe, match_shape
 
 
@@ -41,3 +44,51 @@ def check_array(name: str, value: Any, shape: str, sizes: Sizes, dtype: Any = No
             f"{name}: expected {dtype} like the layer's parameters, got {value.dtype}; cast with .astype(numpy.{dtype})"
         )
     match_shape(name, shape, value.shape, sizes)
+
+
+def check_recurrent_state(
+    state: Any, leaves: tuple[str, ...], batch: int, stacked: int, hidden: int, dtype: Any
+) -> None:
+    """Hold a recurrent layer's state against its form: a tuple of leaves, each (B, L·D, H)."""
+    sizes = {"B": batch, "L·D": stacked, "H": hidden}
+    form = f"({', '.join(leaves)}{',' if len(leaves) == 1 else ''})"
+    if not isinstance(state, tuple) or len(state) != len(leaves):
+        came = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+        raise ValueError(
+            f"state: expected a tuple {form}, each of shape (B, L·D, H) = {tuple(sizes.values())}, got {came}"
+        )
+    for index, (leaf, value) in enumerate(zip(leaves, state, strict=True)):
+        check_array(f"state[{index}] ({leaf})", value, "B L·D H", dict(sizes), dtype)
+
+
+def check_states(state: Any, names: Sequence[str], stateful: Sequence[bool]) -> tuple[Any, ...]:
+    """Return the state of a sequence of layers, one entry for each; () or None for one without a state."""
+    if state is None:
+        return (None,) * len(names)
+    if not isinstance(state, tuple) or len(state) != len(names):
+        came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
+        raise ValueError(f"state: expected a tuple of one entry per layer, {len(names)} of them, got {came}")
+    for index, (name, has_one, entry) in enumerate(zip(names, stateful, state, strict=True)):
+        empty = entry is None or (isinstance(entry, tuple) and not entry)
+        if not has_one and not empty:
+            raise ValueError(
+                f"state[{index}]: expected () for a {name}, which has no state, got a {type(entry).__name__}"
+            )
+    return state
+
+
+def padding_of(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
+    """Return booleans (B, T), True where a step is padding."""
+    if getattr(x, "ndim", 0) < 2:
+        raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
+    batch, time = x.shape[:2]
+    return ~valid_steps(check_lengths("lengths", lengths, batch, time), time)
+
+
+def blank(x: Any, padding: Any) -> Any:
+    """Return ``x`` with zeros in place of its padded steps."""
+    xp = namespace(x.data if isinstance(x, Tensor) else x)
+    where = xp.asarray(padding).reshape(padding.shape + (1,) * (x.ndim - 2))
+    if isinstance(x, Tensor):
+        return functions.where(where, 0.0, x)
+    return xp.where(where, x.dtype.type(0), x)

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_count, check_flag, check_lengths, check_positive, valid_steps
+from .._checks import check_count, check_flag, check_positive
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
+from ..backend import choose
 from ..ops import basic
 from . import init
-from ._checks import check_array, check_dtype, check_probability
+from ._checks import blank, check_array, check_dtype, check_probability, check_states, padding_of
+from .frozen import FrozenLayer, FrozenLinear, FrozenSequential, Part
 from .init import Seed
 from .module import Module, Parameter, SequenceLayer, Shapes, registered
 
@@ -83,6 +85,12 @@ class Linear(Module):
         y: Tensor = basic.linear(x, self.weight, self.bias)
         return y
 
+    def _freeze(self) -> Part:
+        backend: Any = choose("linear")
+        bias = None if self.bias is None else self.bias.data
+        packed = backend.linear_pack(basic.LINEAR.Arrays(None, self.weight.data, bias), basic.LINEAR.Config())
+        return FrozenLinear(backend, packed, self.in_features, self.out_features, self.weight.dtype)
+
 
 @registered
 class Embedding(Module):
@@ -126,6 +134,9 @@ class Embedding(Module):
         """Map integers of any shape ``(...)`` to vectors ``(..., embedding_dim)``."""
         y: Tensor = basic.embedding(self.weight, indices=indices)
         return y
+
+    def _freeze(self) -> Part:
+        return FrozenLayer(self)
 
 
 @registered
@@ -173,6 +184,9 @@ class LayerNorm(Module):
         y: Tensor = basic.layer_norm(x, self.weight, self.bias, eps=self.eps)
         return y
 
+    def _freeze(self) -> Part:
+        return FrozenLayer(self)
+
 
 def dropout(x: Any, p: float, generator: np.random.Generator) -> Any:
     """Set each element to 0 with probability ``p`` and multiply the others by 1 / (1 - p).
@@ -209,10 +223,16 @@ class Dropout(Module):
         tensor = as_tensor(x)
         return dropout(tensor, self.p, self.generator) if self.training and self.p else tensor
 
+    def _freeze(self) -> Part:
+        return FrozenLayer(self)
+
 
 class _Activation(Module):
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
+
+    def _freeze(self) -> Part:
+        return FrozenLayer(self)
 
 
 @registered
@@ -297,8 +317,9 @@ class Sequential(SequenceLayer):
         ValueError
             The state has not one entry per layer, or one for a layer without a state.
         """
-        states = self._check_state(state)
-        padding = None if lengths is None else _padding(x, lengths)
+        stateful = [isinstance(layer, SequenceLayer) for layer in self]
+        states = check_states(state, [type(layer).__name__ for layer in self], stateful)
+        padding = None if lengths is None else padding_of(x, lengths)
         clean = padding is None  # whether padded steps hold zeros, or there are none
         new = []
         for layer, entry in zip(self, states, strict=True):
@@ -307,39 +328,10 @@ class Sequential(SequenceLayer):
                 clean = True
             else:
                 # Zeros in: what a step without a state makes of NaN would still meet the weights' gradients.
-                x = layer(x if clean else _blank(x, padding))
+                x = layer(x if clean else blank(x, padding))
                 clean, entry = padding is None, ()
             new.append(entry)
-        return x if clean else _blank(x, padding), tuple(new)
+        return x if clean else blank(x, padding), tuple(new)
 
-    def _check_state(self, state: Any) -> tuple[Any, ...]:
-        if state is None:
-            return (None,) * len(self)
-        if not isinstance(state, tuple) or len(state) != len(self):
-            came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(f"state: expected a tuple of one entry per layer, {len(self)} of them, got {came}")
-        for index, (layer, entry) in enumerate(zip(self, state, strict=True)):
-            empty = entry is None or (isinstance(entry, tuple) and not entry)
-            if not isinstance(layer, SequenceLayer) and not empty:
-                raise ValueError(
-                    f"state[{index}]: expected () for a {type(layer).__name__}, which has no state, "
-                    f"got a {type(entry).__name__}"
-                )
-        return state
-
-
-def _padding(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
-    """Return booleans (B, T), True where a step is padding."""
-    if getattr(x, "ndim", 0) < 2:
-        raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
-    batch, time = x.shape[:2]
-    return ~valid_steps(check_lengths("lengths", lengths, batch, time), time)
-
-
-def _blank(x: Any, padding: Any) -> Any:
-    """Return ``x`` with zeros in place of its padded steps."""
-    xp = namespace(x.data if isinstance(x, Tensor) else x)
-    where = xp.asarray(padding).reshape(padding.shape + (1,) * (x.ndim - 2))
-    if isinstance(x, Tensor):
-        return functions.where(where, 0.0, x)
-    return xp.where(where, x.dtype.type(0), x)
+    def _freeze(self) -> Part:
+        return FrozenSequential([layer._freeze() for layer in self])

@@ -6,7 +6,7 @@ import copy
 import inspect
 import reprlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,6 +16,7 @@ from .._checks import compare_state, refuse_misfits, type_name
 from ..autograd import Tensor, no_grad, to_arrays
 from ..autograd.tensor import namespace
 from ..backend import Backend, get_backend, model_backend
+from .frozen import Frozen, Part
 
 _predicting: ContextVar[bool] = ContextVar("pyrnn_predicting", default=False)
 
@@ -119,6 +120,43 @@ class Module:
         """
         with as_in_eval(), no_grad():
             return to_arrays(self(*args, **kwargs))
+
+    def freeze(self, dtype: Any = None) -> Frozen:
+        """Pack the weights as they are now and return a runner that nothing changes, for threads to share.
+
+        Parameters
+        ----------
+        dtype : optional
+            The precision to run in; None is the parameters' own, which is the only one so far.
+
+        Returns
+        -------
+        Frozen
+            ``run(x, state, lengths)`` and ``stream(batch).step(x_t)``, on the backend that the model would run
+            on now.
+
+        Raises
+        ------
+        TypeError
+            A layer inside is of a class of your own: freeze the layers that it is made of, and call them as
+            its forward does.
+        ValueError
+            Another dtype than the parameters' own, or parameters of both.
+        """
+        kinds = sorted({str(parameter.dtype) for parameter in self.parameters()})
+        if len(kinds) > 1:
+            raise ValueError(f"freeze: expected parameters of one dtype, got {' and '.join(kinds)}")
+        own = kinds[0] if kinds else "float32"
+        if dtype is not None and str(dtype) != own and str(np.dtype(dtype)) != own:
+            raise ValueError(f"dtype: expected None or one that is supported for this model: {own!r}; got {dtype!r}")
+        with nullcontext() if self._backend is None else model_backend(self._backend):
+            return Frozen(self._freeze(), np.dtype(own))
+
+    def _freeze(self) -> Part:
+        raise TypeError(
+            f"freeze: {type(self).__name__} is a class of your own, whose forward can't be frozen; freeze the layers "
+            "that it is made of, and call their run or step as its forward does"
+        )
 
     @classmethod
     def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:

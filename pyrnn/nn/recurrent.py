@@ -9,11 +9,14 @@ from typing import Any, ClassVar, TypedDict, Unpack
 import numpy as np
 
 from .._checks import check_choice, check_count, check_flag
-from ..autograd import Tensor, functions
+from ..autograd import Tensor, functions, to_arrays
 from ..autograd.tensor import namespace
+from ..backend import choose
 from ..ops import recurrent
+from ..ops.declaration import Op
 from . import init
-from ._checks import check_array, check_dtype, check_probability
+from ._checks import check_array, check_dtype, check_probability, check_recurrent_state
+from .frozen import FrozenRecurrent, Part
 from .init import Seed
 from .layers import dropout as drop
 from .module import Parameter, SequenceLayer, Shapes, registered
@@ -69,6 +72,7 @@ class RecurrentLayer(SequenceLayer):
         With ``learn_initial_state``, for layer l and direction d at l·D + d; the LSTM also has ``c_0``.
     """
 
+    op: ClassVar[Op]
     gates: ClassVar[int]
     leaves: ClassVar[tuple[str, ...]] = ("h",)
     weights: ClassVar[tuple[str, ...]] = ("weight_ih", "weight_hh", "bias")  # in the order of the op
@@ -143,9 +147,29 @@ class RecurrentLayer(SequenceLayer):
     def _weights(self, suffix: str) -> list[Any]:
         return [getattr(self, f"{name}_{suffix}", None) for name in self.weights]
 
-    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
-        """Run one layer in one direction from its start (one array or None per leaf): y, h_n[, c_n]."""
-        raise NotImplementedError
+    def _options(self, lengths: Any, reverse: bool) -> dict[str, Any]:
+        """Return the op's configuration; a layer adds its own."""
+        return {"lengths": lengths, "reverse": reverse}
+
+    def _freeze(self) -> Part:
+        op, backend = self.op, choose(self.op.name)
+        pack = getattr(backend, f"{op.name}_pack")
+        layers = []
+        for layer in range(self.num_layers):
+            packed = []
+            for direction, suffix in enumerate(_suffixes(layer, self.bidirectional)):
+                weights = [None if weight is None else weight.data for weight in self._weights(suffix)]
+                arrays = op.Arrays(None, *weights, *(None for _ in self.leaves))
+                packed.append(pack(arrays, op.Config(**self._options(None, direction == 1))))
+            layers.append(packed)
+        start = [leaf[0].copy() for leaf in to_arrays(self.initial_state(1))]
+        name = type(self).__name__
+        return FrozenRecurrent(name, backend, op.name, layers, start, self.leaves, self.input_size, self.hidden_size)
+
+    @property
+    def _stacked(self) -> int:
+        """L·D."""
+        return self.num_layers * (2 if self.bidirectional else 1)
 
     @property
     def streamable(self) -> bool:
@@ -159,7 +183,7 @@ class RecurrentLayer(SequenceLayer):
         """
         check_count("batch", batch, minimum=0)
         first: Parameter = self.weight_hh_l0  # type: ignore[attr-defined]
-        shape = (batch, self.num_layers * (2 if self.bidirectional else 1), self.hidden_size)
+        shape = (batch, self._stacked, self.hidden_size)
         if self.learn_initial_state:
             return tuple(functions.broadcast_to(getattr(self, f"{leaf}_0"), shape) for leaf in self.leaves)
         xp = namespace(first.data)
@@ -192,7 +216,7 @@ class RecurrentLayer(SequenceLayer):
         check_array("x", x, "B T I", {"I": self.input_size}, first.dtype)
         batch = x.shape[0]
         if state is not None:
-            self._check_state(state, batch, first.dtype)
+            check_recurrent_state(state, self.leaves, batch, self._stacked, self.hidden_size, first.dtype)
         elif self.learn_initial_state:
             state = self.initial_state(batch)
         finals: list[Any] = []
@@ -201,24 +225,14 @@ class RecurrentLayer(SequenceLayer):
             for direction, suffix in enumerate(_suffixes(layer, self.bidirectional)):
                 index = len(finals)
                 start = [None if state is None else state[leaf][:, index] for leaf in range(len(self.leaves))]
-                y, *final = self._run(x, suffix, start, lengths, reverse=direction == 1)
+                options = self._options(lengths, direction == 1)
+                y, *final = self.op(x, *self._weights(suffix), *start, **options)
                 outputs.append(y)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else functions.concatenate(outputs, axis=-1)
             if self.training and self.dropout and layer < self.num_layers - 1:
                 x = drop(x, self.dropout, self.generator)
         return x, tuple(functions.stack(leaf, axis=1) for leaf in zip(*finals, strict=True))
-
-    def _check_state(self, state: Any, batch: int, dtype: Any) -> None:
-        sizes = {"B": batch, "L·D": self.num_layers * (2 if self.bidirectional else 1), "H": self.hidden_size}
-        form = f"({', '.join(self.leaves)}{',' if len(self.leaves) == 1 else ''})"
-        if not isinstance(state, tuple) or len(state) != len(self.leaves):
-            came = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(
-                f"state: expected a tuple {form}, each of shape (B, L·D, H) = {tuple(sizes.values())}, got {came}"
-            )
-        for index, (leaf, value) in enumerate(zip(self.leaves, state, strict=True)):
-            check_array(f"state[{index}] ({leaf})", value, "B L·D H", dict(sizes), dtype)
 
 
 @registered
@@ -234,6 +248,7 @@ class RNN(RecurrentLayer):
         them.
     """
 
+    op = recurrent.RNN
     gates = 1
     own = ("activation",)
 
@@ -248,10 +263,8 @@ class RNN(RecurrentLayer):
         self.activation = check_choice("activation", activation, ("tanh", "relu"))
         super().__init__(input_size, hidden_size, **options)
 
-    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
-        return recurrent.rnn(
-            x, *self._weights(suffix), *start, activation=self.activation, lengths=lengths, reverse=reverse
-        )
+    def _options(self, lengths: Any, reverse: bool) -> dict[str, Any]:
+        return {"activation": self.activation, **super()._options(lengths, reverse)}
 
 
 @registered
@@ -270,6 +283,7 @@ class LSTM(RecurrentLayer):
         them.
     """
 
+    op = recurrent.LSTM
     gates = 4
     leaves = ("h", "c")
     own = ("forget_bias",)
@@ -293,9 +307,6 @@ class LSTM(RecurrentLayer):
             if name.startswith("bias_"):
                 getattr(self, name).write()[h : 2 * h] += self.forget_bias
 
-    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
-        return recurrent.lstm(x, *self._weights(suffix), *start, lengths=lengths, reverse=reverse)
-
 
 @registered
 class GRU(RecurrentLayer):
@@ -312,6 +323,7 @@ class GRU(RecurrentLayer):
         them.
     """
 
+    op = recurrent.GRU
     gates = 3
     own = ("reset_after",)
     weights = ("weight_ih", "weight_hh", "bias", "bias_hn")
@@ -327,7 +339,5 @@ class GRU(RecurrentLayer):
         self.reset_after = check_flag("reset_after", reset_after)
         super().__init__(input_size, hidden_size, **options)
 
-    def _run(self, x: Any, suffix: str, start: list[Any], lengths: Any, reverse: bool) -> Any:
-        return recurrent.gru(
-            x, *self._weights(suffix), *start, reset_after=self.reset_after, lengths=lengths, reverse=reverse
-        )
+    def _options(self, lengths: Any, reverse: bool) -> dict[str, Any]:
+        return {"reset_after": self.reset_after, **super()._options(lengths, reverse)}

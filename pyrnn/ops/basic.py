@@ -17,7 +17,7 @@ def _targets_are_classes(arrays: Any, config: Any) -> None:
     check_range("targets", targets, arrays.logits.shape[-1], "C")
 
 
-LINEAR = Op("linear", arrays={"x": "... I", "w": "O I"}, optional={"b": "O"}, outputs={"y": "... O"})
+LINEAR = Op("linear", arrays={"x": "... I", "w": "O I"}, optional={"b": "O"}, outputs={"y": "... O"}, state=())
 LAYER_NORM = Op(
     "layer_norm",
     arrays={"x": "... F"},

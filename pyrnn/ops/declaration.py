@@ -40,6 +40,9 @@ class Op:
         The outputs' names and symbolic shapes.
     options
         The configuration, by name.
+    state
+        The arrays that are a state, in the order of the outputs after the first. An op that has this declared, be it
+        empty, can be packed: all its arrays but the first and these are weights.
     rule
         Raises ValueError where arrays and options don't fit together.
     """
@@ -52,6 +55,7 @@ class Op:
         outputs: Mapping[str, str],
         optional: Mapping[str, str] | None = None,
         options: Mapping[str, Option] | None = None,
+        state: tuple[str, ...] | None = None,
         rule: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self.name = name
@@ -65,7 +69,8 @@ class Op:
         self.Outputs = _record(f"{name}_outputs", self.outputs)
         self.Config = _record(f"{name}_config", self.options)
         self._forward, self._backward = f"{name}_forward", f"{name}_backward"
-        Backend.declare_op(name)
+        self.state = state
+        Backend.declare_op(name, state)
         OPS[name] = self
 
     def public(self, function: Function) -> Function:

@@ -21,6 +21,7 @@ RNN = Op(
     arrays={"x": "B T I", "w_ih": "H I", "w_hh": "H H"},
     optional={"b": "H", "h0": "B H"},
     outputs={"y": "B T H", "h_n": "B H"},
+    state=("h0",),
     options={"activation": choice("tanh", "relu"), "lengths": lengths(), "reverse": flag(False)},
 )
 LSTM = Op(
@@ -28,6 +29,7 @@ LSTM = Op(
     arrays={"x": "B T I", "w_ih": "4H I", "w_hh": "4H H"},
     optional={"b": "4H", "h0": "B H", "c0": "B H"},
     outputs={"y": "B T H", "h_n": "B H", "c_n": "B H"},
+    state=("h0", "c0"),
     options={"lengths": lengths(), "reverse": flag(False)},
 )
 GRU = Op(
@@ -35,6 +37,7 @@ GRU = Op(
     arrays={"x": "B T I", "w_ih": "3H I", "w_hh": "3H H"},
     optional={"b": "3H", "b_hn": "H", "h0": "B H"},
     outputs={"y": "B T H", "h_n": "B H"},
+    state=("h0",),
     options={"reset_after": flag(True), "lengths": lengths(), "reverse": flag(False)},
     rule=_needs_reset_after,
 )

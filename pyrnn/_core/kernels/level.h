@@ -43,6 +43,7 @@ const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .recurrent_forward = BOTH(recurrent_forward),
     .recurrent_backward = BOTH(recurrent_backward),
     .linear_workspace = BOTH(linear_workspace),
+    .linear_pack = BOTH(linear_pack),
     .linear_forward = BOTH(linear_forward),
     .linear_backward = BOTH(linear_backward),
     .tanh = BOTH(tanh_array),

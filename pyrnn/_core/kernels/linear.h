@@ -18,6 +18,11 @@ typedef struct {
     int threads;
 } F(linear_plan);
 
+static void F(take_linear)(F(linear_plan) *plan, arena_t *arena) {
+    plan->w = take(arena, (size_t)(plan->Op * plan->p->I) * sizeof(REAL));
+    plan->bias = take(arena, (size_t)plan->Op * sizeof(REAL));
+}
+
 static void F(plan_linear)(F(linear_plan) *plan, const pyrnn_linear *p, arena_t *arena, int backward) {
     memset(plan, 0, sizeof *plan);
     plan->p = p;
@@ -26,8 +31,8 @@ static void F(plan_linear)(F(linear_plan) *plan, const pyrnn_linear *p, arena_t 
     const ptrdiff_t shares = larger(p->M / ROWS(MAX_VECTORS), larger(plan->Op, plan->Ip) / WIDTH);
     plan->threads = 2.0 * (double)p->M * (double)p->I * (double)p->O < 1e6 ? 1 : (int)smaller(p->threads, larger(shares, 1));
     if (!backward) {
-        plan->w = take(arena, (size_t)(plan->Op * p->I) * sizeof(REAL));
-        plan->bias = take(arena, (size_t)plan->Op * sizeof(REAL));
+        arena_t given = {p->packed, 0};
+        F(take_linear)(plan, p->packed ? &given : arena);
         return;
     }
     const ptrdiff_t sum_rows = smaller(LINEAR_SUM, p->M);
@@ -74,17 +79,24 @@ static void F(rows_times_panels)(
     }
 }
 
+static void F(pack_linear)(const F(linear_plan) *plan, ptrdiff_t first, ptrdiff_t last) {
+    const pyrnn_linear *p = plan->p;
+    for (ptrdiff_t unit = first; unit < last; unit += WIDTH) {
+        const ptrdiff_t wide = smaller(WIDTH, plan->Op - unit);
+        F(pack_units)(plan->w + unit * p->I, &p->w, GATE_NUMBERS, 1, unit, wide, p->O, p->I);
+        F(pack_bias)(plan->bias + unit, &p->b, GATE_NUMBERS, 1, unit, wide, p->O);
+    }
+}
+
 static void F(linear_forward_work)(const member_t *me, void *context) {
     const F(linear_plan) *plan = context;
     const pyrnn_linear *p = plan->p;
     ptrdiff_t unit, end, first, last;
     team_share(me, plan->Op, WIDTH, &unit, &end);
-    for (; unit < end; unit += WIDTH) {
-        const ptrdiff_t wide = smaller(WIDTH, plan->Op - unit);
-        F(pack_units)(plan->w + unit * p->I, &p->w, GATE_NUMBERS, 1, unit, wide, p->O, p->I);
-        F(pack_bias)(plan->bias + unit, &p->b, GATE_NUMBERS, 1, unit, wide, p->O);
+    if (!p->packed) {
+        F(pack_linear)(plan, unit, end);
+        team_wait(me);
     }
-    team_wait(me);
     team_share(me, p->M, ROWS(MAX_VECTORS), &first, &last);
     F(rows_times_panels)(p->x, p->I, plan->w, plan->bias, p->y, p->O, first, last);
 }
@@ -135,6 +147,14 @@ static void F(linear_backward)(const pyrnn_linear *p) {
     arena_t arena = {p->workspace, 0};
     F(plan_linear)(&plan, p, &arena, 1);
     team_run(plan.threads, F(linear_backward_work), &plan);
+}
+
+static size_t F(linear_pack)(const pyrnn_linear *p, void *packed) {
+    F(linear_plan) plan = {.p = p, .Op = round_up(p->O, LANES)};
+    arena_t arena = {packed, 0};
+    F(take_linear)(&plan, &arena);
+    if (packed) F(pack_linear)(&plan, 0, plan.Op);
+    return arena.used + 64;
 }
 
 static size_t F(linear_workspace)(const pyrnn_linear *p, int backward) {

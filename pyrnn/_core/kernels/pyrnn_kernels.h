@@ -52,6 +52,7 @@ typedef struct {
     const void *x, *dy;
     pyrnn_in w, b;
     void *workspace;
+    void *packed;       /* IN: made by linear_pack, in place of w and b; or NULL */
     void *y;            /* forward: OUT */
     void *dx, *dw, *db; /* backward: OUT, NULL where not needed */
 } pyrnn_linear;
@@ -126,6 +127,7 @@ typedef struct {
     int (*recurrent_forward[2])(const pyrnn_recurrent *); /* nonzero: interrupted, outputs undefined */
     int (*recurrent_backward[2])(const pyrnn_recurrent *);
     size_t (*linear_workspace[2])(const pyrnn_linear *, int backward);
+    size_t (*linear_pack[2])(const pyrnn_linear *, void *packed); /* bytes; NULL only counts */
     void (*linear_forward[2])(const pyrnn_linear *);
     void (*linear_backward[2])(const pyrnn_linear *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
