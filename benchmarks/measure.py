@@ -1,13 +1,15 @@
 """Timing in turns, and what is said of the times.
 
-All contenders of a case take turns, round after round, each round beginning with the next one, so that the machine's
-drift meets all alike. A turn is a pause, a call to wake up, and a sample: as many calls in a row as fill `SAMPLE`, so
-that the clock and the loop weigh nothing; its time is their mean.
+All contenders of a case take turns, round after round, in an order drawn anew for each, so that the machine's drift and
+what the one before left meet all alike. A turn is a pause, a call to wake up, and a sample: calls in a row until `SAMPLE` is full, so
+that neither the clock nor what a pause leaves cold weighs; its time is their mean. Samples are filled by time, not by a
+count fixed before: contenders whose counts were taken in a bad moment would be at a disadvantage for the whole run.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 
 PAUSE = 0.05  # seconds: the threads of the contender before stop spinning on our cores
 SAMPLE = 0.02  # seconds
+CLOCK = 2e-5  # seconds between two readings of the clock at least
 FEWEST = 3  # rounds that a case gets whatever its budget
 
 
@@ -28,7 +31,7 @@ class Times:
     samples : list of float
         Milliseconds a call, one sample a round.
     calls : int
-        The calls that make a sample.
+        The calls of all samples.
     """
 
     samples: list[float]
@@ -84,38 +87,50 @@ def interleave(
         The times by name, and what ``each_round`` returned.
     """
     end = time.perf_counter() + budget
-    counts = {name: _calls_of_a_sample(call) for name, call in calls.items()}
+    strides = {name: _stride(call) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    counts = dict.fromkeys(calls, 0)
     readings: list[float] = []
-    names = list(calls)
+    names, order = list(calls), random.Random(0)
     for turn in range(rounds):
         if turn >= FEWEST and time.perf_counter() > end:
             break
         if each_round is not None:
             time.sleep(PAUSE)
             readings.append(each_round())
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            call, count = calls[name], range(counts[name])
+        for name in order.sample(names, len(names)):
             time.sleep(PAUSE)
-            call()
-            begin = time.perf_counter()
-            for _ in count:
-                call()
-            samples[name].append(1e3 * (time.perf_counter() - begin) / len(count))
+            calls[name]()
+            milliseconds, count = _sample(calls[name], strides[name])
+            samples[name].append(milliseconds)
+            counts[name] += count
     return {name: Times(samples[name], counts[name]) for name in names}, readings
 
 
-def _calls_of_a_sample(call: Callable[[], Any]) -> int:
-    count = 1
+def _sample(call: Callable[[], Any], stride: int) -> tuple[float, int]:
+    """Return milliseconds a call over one sample, and its calls; the clock is read after each ``stride`` of them."""
+    count, stretch = 0, range(stride)
+    begin = time.perf_counter()
     while True:
-        begin = time.perf_counter()
-        for _ in range(count):
+        for _ in stretch:
             call()
+        count += stride
         seconds = time.perf_counter() - begin
-        if seconds >= SAMPLE / 4:
-            return max(1, math.ceil(SAMPLE * count / seconds))
-        count *= 4
+        if seconds >= SAMPLE:
+            return 1e3 * seconds / count, count
+
+
+def _stride(call: Callable[[], Any]) -> int:
+    """Return how many calls take some hundred times the clock's own time, or one."""
+    stride = 1
+    while stride < 64:
+        begin = time.perf_counter()
+        for _ in range(stride):
+            call()
+        if time.perf_counter() - begin > CLOCK:
+            break
+        stride *= 2
+    return stride
 
 
 def ratio(peer: Sequence[float], own: Sequence[float]) -> Ratio:

@@ -64,7 +64,7 @@ class Cell:
             "flops": case.flops, "bytes": case.bytes, "peak_gflops": self.peak, "share_of_peak": self.rate / self.peak,
             "contenders": {
                 name: {
-                    "median_ms": times.median, "quartiles_ms": times.quartiles, "calls_a_sample": times.calls,
+                    "median_ms": times.median, "quartiles_ms": times.quartiles, "calls": times.calls,
                     "samples_ms": times.samples,
                     **({} if name == "pyrnn" else {"ratio": ratio_json(self.against(name))}),
                 }

@@ -147,9 +147,11 @@ def test_every_contender_is_timed_in_each_round() -> None:
         return lambda: order.append(name) or measure.time.sleep(0.03)
 
     times, readings = measure.interleave({"a": called("a"), "b": called("b")}, 2, each_round=lambda: 7.0)
-    assert order == [*"ab", *"aabb", *"bbaa"]  # to count the calls; then a call to wake up and a sample each
+    assert order[:2] == ["a", "b"]  # each once to be known; then, in any order, a call to wake up and a sample
+    for turns in (order[2:6], order[6:]):
+        assert turns in ([*"aabb"], [*"bbaa"])
     assert readings == [7.0, 7.0]
-    assert all(time.calls == 1 and len(time.samples) == 2 and time.median > 29 for time in times.values())
+    assert all(time.calls == len(time.samples) == 2 and time.median > 29 for time in times.values())
     assert len(measure.interleave({"a": called("a")}, 9, budget=1e-9)[0]["a"].samples) == measure.FEWEST
 
 
