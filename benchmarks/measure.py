@@ -1,9 +1,10 @@
 """Timing in turns, and what is said of the times.
 
 All contenders of a case take turns, round after round, in an order drawn anew for each, so that the machine's drift and
-what the one before left meet all alike. A turn is a pause, a call to wake up, and a sample: calls in a row until `SAMPLE` is full, so
-that neither the clock nor what a pause leaves cold weighs; its time is their mean. Samples are filled by time, not by a
-count fixed before: contenders whose counts were taken in a bad moment would be at a disadvantage for the whole run.
+what the one before left meet all alike. A turn is a pause, a call to wake up, and a sample: calls in a row until
+`SAMPLE` is full, so that neither the clock nor what a pause leaves cold weighs; its time is their mean. Samples are
+filled by time, not by a count fixed before: a contender whose count was taken in a bad moment would be at a
+disadvantage for the whole run.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Cell:
     wrong
         Those of them that gave another result.
     peak : float
-        GFLOP/s, the median of its readings between the samples.
+        GFLOP/s, the best of its readings between the samples: what else the machine did can only lower one.
     """
 
     case: Case
