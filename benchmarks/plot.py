@@ -130,7 +130,7 @@ def _in(tick: float, cells: list[dict[str, Any]]) -> bool:
 
 
 def _roofline(axis: Any, cells: list[dict[str, Any]], bandwidth: float) -> None:
-    peak = sorted(cell["peak_gflops"] for cell in cells)[len(cells) // 2]
+    peak = max(cell["peak_gflops"] for cell in cells)
     intensities = [cell["flops"] / cell["bytes"] for cell in cells]
     low, high = min(*intensities, peak / bandwidth) / 2, max(*intensities, peak / bandwidth) * 2
     axis.plot([low, peak / bandwidth, high], [low * bandwidth, peak, peak], color="black", lw=1)
