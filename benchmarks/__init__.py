@@ -1,1 +1,1 @@
-"""Benchmarks: pyrnn beside its peers in one run. ``python -m benchmarks --help``."""
+"""Benchmarks: pyrnn beside its peers, in turns, in one run. See ``benchmarks/README.md``."""

@@ -1,116 +1,144 @@
-"""Time the recurrent ops against the NumPy reference and, where they are installed, the Numba plugin and PyTorch.
-
-All contenders of a case take turns, round after round, so that the machine's drift meets each alike; a turn is a pause,
-a call to wake up, and a timed call. The table has medians in milliseconds and the ratio of each peer's time to pyrnn's
-(above 1: pyrnn is faster).
-
-    python -m benchmarks [--ops lstm,gru] [--shapes 32x100x128] [--threads 2] [--mode forward,train] [--rounds 15]
-"""
+"""``python -m benchmarks``: the command line. ``benchmarks/README.md`` says what is measured, and how."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import pyrnn
-
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
-SHAPES = "1x1x64,1x100x256,8x100x100,32x100x128,32x100x256,64x50x512"
-IDLE = 0.05  # seconds before each turn, in which the threads of the one before stop spinning on our cores
-REFERENCE_LIMIT = 2e9  # multiply-adds beyond which the reference is left out: it would take seconds a round
+from . import environment
 
 
-def contenders(op: str, B: int, T: int, H: int, mode: str, threads: int) -> dict[str, Callable[[], Any]]:
-    """Return what is to be timed on one shape (input size H), by name."""
-    rng = np.random.default_rng(0)
-    rows = GATES[op] * H
-    x = rng.standard_normal((B, T, H)).astype(np.float32)
-    weights = [(rng.uniform(-1, 1, shape) / H**0.5).astype(np.float32) for shape in ((rows, H), (rows, H), (rows,))]
-    dy = rng.standard_normal((B, T, H)).astype(np.float32)
-    function = getattr(pyrnn, op)
+def _words(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what parses comma-separated words of these."""
 
-    def on(backend: str) -> Callable[[], Any]:
-        def forward() -> Any:
-            return function(x, *weights, backend=backend)
+    def parse(text: str) -> list[str]:
+        words = [word.strip() for word in text.split(",")]
+        unknown = [word for word in words if word not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"expected {', '.join(known)}, comma-separated, got {unknown[0]!r}")
+        return list(dict.fromkeys(words))
 
-        def train() -> Any:
-            outputs, pullback = pyrnn.vjp(function, x, *weights, backend=backend)
-            return pullback([dy, *[None] * (len(outputs) - 1)])
-
-        return forward if mode == "forward" else train
-
-    found = {"pyrnn": on("cython")}
-    if B * T * rows * H * (2 if mode == "forward" else 6) < REFERENCE_LIMIT:
-        found["reference"] = on("reference")
-    if find_spec("numba"):
-        found["numba"] = on("numba")
-    if find_spec("torch"):
-        import torch
-
-        torch.set_num_threads(threads)
-        layer = getattr(torch.nn, op.upper())(H, H, batch_first=True)
-        given, gradient = torch.tensor(x), torch.tensor(dy)
-        learning = given.clone().requires_grad_()
-
-        def forward() -> Any:
-            with torch.inference_mode():
-                return layer(given)
-
-        def train() -> Any:
-            layer.zero_grad()
-            layer(learning)[0].backward(gradient)
-
-        found["torch"] = forward if mode == "forward" else train
-    return found
+    return parse
 
 
-def measure(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return each contender's median time in milliseconds over interleaved rounds."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            time.sleep(IDLE)
-            run()
-            begin = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--ops", default="rnn,lstm,gru")
-    parser.add_argument("--shapes", default=SHAPES, help=f"batch x time x hidden, float32 (default: {SHAPES})")
-    parser.add_argument("--mode", default="forward,train")
-    parser.add_argument("--threads", type=int, default=pyrnn.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    ops, modes = arguments.ops.split(","), arguments.mode.split(",")
-    if not set(ops) <= set(GATES) or not set(modes) <= {"forward", "train"}:
-        parser.error(f"expected --ops among {','.join(GATES)} and --mode among forward,train")
-    shapes = [shape.split("x") for shape in arguments.shapes.split(",")]
-    if not all(len(shape) == 3 and all(size.isdigit() for size in shape) for shape in shapes):
-        parser.error(f"argument --shapes: expected BxTxH, comma-separated, got {arguments.shapes!r}")
-    pyrnn.set_num_threads(arguments.threads)
-    pyrnn.show_config()
-    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, {arguments.rounds} rounds\n")
-    peers = ("numba", "reference", "torch")
-    print(f"| op | mode | B×T×H | pyrnn ms | {' | '.join(f'{peer} ÷' for peer in peers)} |\n|{'---|' * 7}")
-    for op in ops:
-        for mode in modes:
-            for shape in shapes:
-                B, T, H = map(int, shape)
-                ms = measure(contenders(op, B, T, H, mode, arguments.threads), arguments.rounds)
-                ratios = [f"{ms[peer] / ms['pyrnn']:.2f}" if peer in ms else "–" for peer in peers]
-                print(f"| {op} | {mode} | {'x'.join(shape)} | {ms['pyrnn']:.3f} | {' | '.join(ratios)} |", flush=True)
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return value
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if not path.absolute().parent.is_dir():  # said before the hours, not after
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _shapes(text: str) -> Any:
+    from .cases import parse_shapes
+
+    try:
+        return parse_shapes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    import pyrnn
+
+    from .cases import GATES, MODES, SETS
+    from .contenders import FORCED, PEERS
+
+    forced = environment.forced_level()
+    threads = pyrnn.get_num_threads()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Time pyrnn beside its peers, in turns, in one run.",
+        epilog="benchmarks/README.md says what is measured, and how.",
+    )
+    parser.add_argument("--ops", type=_words(list(GATES)), default=list(GATES), metavar="OPS", help="rnn,lstm,gru")
+    parser.add_argument(
+        "--mode", type=_words(list(MODES)), default=["forward", "train"], help=f"{', '.join(MODES)}; (forward,train)"
+    )
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument(
+        "--shapes", type=_shapes, help=f"BxTxH, BxTxIxH or {', '.join(SETS)}, comma-separated (each mode has its own)"
+    )
+    given.add_argument("--grid", dest="shapes", action="store_const", const=SETS["grid"], help="--shapes grid")
+    given.add_argument("--random", type=_count, metavar="N", help="draw N shapes, log-uniformly")
+    parser.add_argument("--seed", type=int, default=0, help="of --random (0)")
+    parser.add_argument(
+        "--peers",
+        type=_words([*PEERS, "none"]),
+        default=[peer for peer in PEERS if not forced or peer in FORCED],
+        help=f"{', '.join(PEERS)} or none (all; with PYRNN_ISA those that follow it: {', '.join(FORCED)})",
+    )
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--threads", type=_count, default=threads, help=f"of every contender ({threads})")
+    parser.add_argument("--rounds", type=_count, default=15, help="samples of each contender (15)")
+    parser.add_argument("--budget", type=_seconds, default=math.inf, metavar="SECONDS", help="fewer rounds if need be")
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--plot", type=_writable, metavar="FILE.png", help="draw ratios and a roofline")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the arguments ask for; return 1 where a peer's results were not pyrnn's, 130 after Ctrl-C, else 0."""
+    environment.hold_peers_to_level()  # before anything imports NumPy
+    import json
+
+    from .cases import MODES, TIMED, draw_shapes
+    from .run import Settings, plan, run
+
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "none" in arguments.peers and len(arguments.peers) > 1:
+        parser.error(f"argument --peers: none stands alone, got {','.join(arguments.peers)}")
+    if arguments.plot and not find_spec("matplotlib"):
+        parser.error("argument --plot: matplotlib is not installed; pip install 'pyrnn[bench]'")
+    if arguments.plot and not any(mode in TIMED for word in arguments.mode for mode in MODES[word]):
+        parser.error(f"argument --plot: there is nothing to draw of {', '.join(arguments.mode)}")
+    if "end-to-end" in arguments.mode and arguments.dtype != "float32":
+        parser.error(f"argument --dtype: end-to-end is float32, got {arguments.dtype}")
+    settings = Settings(
+        ops=arguments.ops,
+        modes=arguments.mode,
+        shapes=draw_shapes(arguments.random, arguments.seed) if arguments.random else arguments.shapes,
+        peers=[peer for peer in arguments.peers if peer != "none"],
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        budget=arguments.budget,
+    )
+    cases, notes = plan(settings)
+    if not cases:
+        parser.error(f"argument --shapes: none is left for this mode ({'; '.join(notes)})")
+    record = run(settings, cases, notes)
+    document = record.to_json()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    if arguments.plot and record.cells:
+        from .plot import draw
+
+        draw(document, arguments.plot)
+    if record.interrupted:
+        return 130
+    return 1 if any(cell.wrong for cell in record.cells) else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
