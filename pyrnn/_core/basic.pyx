@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from pyrnn._core.runtime cimport (
-    aligned_empty, contiguous, data_of, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
+    contiguous, data_of, huge_empty, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
     table, threads,
 )
 from libc.stdint cimport int64_t, uint8_t
@@ -47,7 +47,7 @@ cdef class PackedLinear:
         p.O, p.I = arrays.w.shape
         p.w, p.b = input_of(arrays.w, keep), input_of(arrays.b, keep)
         self.inputs, self.outputs, self.kind = p.I, p.O, is_double(arrays.w)
-        self.panels = aligned_empty((table().linear_pack[self.kind](&p, NULL),), np.uint8)
+        self.panels = huge_empty(table().linear_pack[self.kind](&p, NULL))
         table().linear_pack[self.kind](&p, data_of(self.panels))
 
     def __reduce__(self):

@@ -9,13 +9,15 @@ import numpy as np
 
 from pyrnn._core.runtime cimport (
     PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE, PYRNN_LSTM, PYRNN_RNN_RELU, PYRNN_RNN_TANH,
-    aligned_empty, data_of, input_of, interrupted, is_double, pyrnn_recurrent, raise_pending, stride_of, table, threads,
+    aligned_empty, data_of, huge_empty, input_of, interrupted, is_double, is_matrix, new_matrix, pyrnn_recurrent, raise_pending, stride_of,
+    table, threads,
 )
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 cdef dict PLANES = {PYRNN_RNN_TANH: 0, PYRNN_RNN_RELU: 0, PYRNN_LSTM: 4, PYRNN_GRU_AFTER: 4, PYRNN_GRU_BEFORE: 3}
 KEPT_BYTES = 8_000_000  # a packed layer keeps a workspace up to this size for its next call
+cdef ptrdiff_t SMALL = 700_000  # floating-point operations that no kernel shares among threads
 
 
 cdef class Saved:
@@ -135,9 +137,13 @@ cdef class Packed:
         describe_weights(&p, cell, arrays, keep)
         self.cell, self.kind, self.reverse = cell, is_double(arrays.w_hh), config.reverse
         self.inputs, self.hidden = p.I, p.H
-        self.panels = aligned_empty((table().recurrent_pack[self.kind](&p, NULL),), np.uint8)
+        self.panels = huge_empty(table().recurrent_pack[self.kind](&p, NULL))
         table().recurrent_pack[self.kind](&p, data_of(self.panels))
         self.spare = []
+
+    def stepper(self, tuple state):
+        """Return a function of (x_t, out) that takes a step and carries the state in the arrays given."""
+        return Stepper(self, state)
 
     def __reduce__(self):
         raise TypeError("packed weights are made for this machine's CPU; pickle the model and freeze it where it is to run")
@@ -177,6 +183,47 @@ def run(Packed packed not None, x, tuple state, lengths, tuple out):
     if wanted <= <size_t>KEPT_BYTES:
         packed.spare.append(workspace)
     return y, new
+
+
+cdef class Stepper:
+    """A layer that runs step by step, all made ready for it: a step allocates its output at most."""
+
+    cdef Packed packed
+    cdef tuple state
+    cdef object dtype, workspace
+    cdef list keep
+    cdef pyrnn_recurrent p
+    cdef bint small
+
+    def __init__(self, Packed packed not None, tuple state):
+        cdef pyrnn_recurrent *p = &self.p
+        self.packed, self.state, self.keep, self.dtype = packed, state, [], state[0].dtype
+        memset(p, 0, sizeof(pyrnn_recurrent))
+        p.T, p.B, p.I, p.H = 1, len(state[0]), packed.inputs, packed.hidden
+        p.cell, p.reverse, p.packed = packed.cell, packed.reverse, data_of(packed.panels)
+        p.h0, p.h_n, p.state_row = input_of(state[0], self.keep), data_of(state[0]), stride_of(state[0], 0)
+        if packed.cell == PYRNN_LSTM:
+            p.c0, p.c_n = input_of(state[1], self.keep), data_of(state[1])
+        self.small = 8 * p.B * p.H * (p.I + p.H) < SMALL
+        p.threads = 1 if self.small else threads()
+        self.workspace = np.empty(table().recurrent_workspace[packed.kind](p, 0), np.uint8)
+
+    def __call__(self, x, out):
+        cdef pyrnn_recurrent *p = &self.p
+        cdef int kind = self.packed.kind
+        if not is_matrix(x, kind, p.B, p.I):
+            raise ValueError(f"x_t: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.I})")
+        if out is None:
+            out = new_matrix(kind, p.B, p.H)
+        elif not is_matrix(out, kind, p.B, p.H):
+            raise ValueError(f"out: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.H})")
+        p.x = input_of(x, self.keep)
+        p.x.stride[1], p.x.stride[2] = 0, p.x.stride[1]
+        p.y, p.y_step = data_of(out), stride_of(out, 0)
+        call(p, kind, False, self.workspace)
+        self.keep.pop()
+        p.calls ^= 1
+        return out
 
 
 cdef int rnn_cell(object config):

@@ -28,6 +28,7 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void *y
         void *h_n
         void *c_n
+        int calls
         ptrdiff_t y_step, state_row
         pyrnn_in dy, dh_n, dc_n
         void *dx
@@ -147,7 +148,10 @@ cdef int raise_pending() except -1
 cdef int threads() except -1
 cdef int is_double(object array) except -1
 cdef object aligned_empty(tuple shape, object dtype)
+cdef object huge_empty(size_t bytes_)
 cdef object contiguous(object array)
 cdef void *data_of(object array) except? NULL
+cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1
+cdef object new_matrix(int kind, ptrdiff_t rows, ptrdiff_t columns)
 cdef ptrdiff_t stride_of(object array, int axis) except? -1
 cdef pyrnn_in input_of(object array, list keep) except *

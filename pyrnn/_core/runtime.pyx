@@ -4,6 +4,7 @@
 ``PYRNN_ISA`` forces a level below the best that the CPU has (x86-64: v2, v3, v4), so that each can be tested.
 """
 
+import mmap
 import os
 
 import numpy as np
@@ -102,6 +103,22 @@ cdef object aligned_empty(tuple shape, object dtype):
     return block[start : start + bytes_].view(dtype).reshape(shape)
 
 
+cdef object huge_empty(size_t bytes_):
+    """Return bytes that live long, on huge pages where they are many: scattered small pages fill L2 badly."""
+    cdef size_t huge = 1 << 21
+    if bytes_ < huge // 4 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return aligned_empty((bytes_,), np.uint8)
+    room = (bytes_ + huge - 1) // huge * huge
+    pages = mmap.mmap(-1, room + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a system that has none
+        pass
+    block = np.frombuffer(pages, np.uint8)
+    cdef size_t start = -<size_t>cnp.PyArray_DATA(<cnp.ndarray>block) & (huge - 1)
+    return block[start : start + bytes_]
+
+
 cdef object contiguous(object array):
     """Return an array as a contiguous one whose elements lie on their own boundaries, copied only where it is none."""
     flags = array.flags
@@ -110,6 +127,23 @@ cdef object contiguous(object array):
 
 cdef void *data_of(object array) except? NULL:
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray?>array)
+
+
+cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1:
+    """Tell whether an object is a float matrix of this kind and shape."""
+    return (
+        isinstance(array, cnp.ndarray)
+        and cnp.PyArray_TYPE(<cnp.ndarray>array) == (cnp.NPY_DOUBLE if kind else cnp.NPY_FLOAT)
+        and cnp.PyArray_NDIM(<cnp.ndarray>array) == 2
+        and cnp.PyArray_DIM(<cnp.ndarray>array, 0) == rows
+        and cnp.PyArray_DIM(<cnp.ndarray>array, 1) == columns
+        and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>array)
+    )
+
+
+cdef object new_matrix(int kind, ptrdiff_t rows, ptrdiff_t columns):
+    cdef cnp.npy_intp[2] shape = [rows, columns]
+    return cnp.PyArray_EMPTY(2, shape, cnp.NPY_DOUBLE if kind else cnp.NPY_FLOAT, 0)
 
 
 cdef ptrdiff_t stride_of(object array, int axis) except? -1:

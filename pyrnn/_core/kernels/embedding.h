@@ -26,8 +26,8 @@ static void F(embedding_backward_work)(const member_t *me, void *context) {
 }
 
 static void F(embedding_forward)(const pyrnn_embedding *p) {
-    team_run(row_threads(p->threads, p->N, p->D), F(embedding_forward_work), (void *)p);
+    team_run(row_threads(p->threads, p->N, p->D), 0, F(embedding_forward_work), (void *)p);
 }
 static void F(embedding_backward)(const pyrnn_embedding *p) {
-    team_run(row_threads(p->threads, p->V + p->N, p->D), F(embedding_backward_work), (void *)p);
+    team_run(row_threads(p->threads, p->V + p->N, p->D), 0, F(embedding_backward_work), (void *)p);
 }

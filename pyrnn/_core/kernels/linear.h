@@ -139,14 +139,14 @@ static void F(linear_forward)(const pyrnn_linear *p) {
     F(linear_plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_linear)(&plan, p, &arena, 0);
-    team_run(plan.threads, F(linear_forward_work), &plan);
+    team_run(plan.threads, 0, F(linear_forward_work), &plan);
 }
 
 static void F(linear_backward)(const pyrnn_linear *p) {
     F(linear_plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_linear)(&plan, p, &arena, 1);
-    team_run(plan.threads, F(linear_backward_work), &plan);
+    team_run(plan.threads, 0, F(linear_backward_work), &plan);
 }
 
 static size_t F(linear_pack)(const pyrnn_linear *p, void *packed) {

@@ -67,7 +67,7 @@ ALWAYS_INLINE void F(tile)(const int mr, const int nv, const int panels, const F
     const REAL *a = p->a, *b = p->b;
     const ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k, b_next = p->b_next;
     for (ptrdiff_t k = p->K; k > 0; k--) {
-        __builtin_prefetch(ahead, 0, 2);
+        if (mr > 1) __builtin_prefetch(ahead, 0, 2); /* one row reads at L2's speed: it has no time for more */
         if (mr < nv) { /* fewer registers are taken when the rows stay in them */
             F(vec) row[MAX_ROWS];
             UNROLL for (int m = 0; m < mr; m++) row[m] = F(all)(a[m * a_row]);

@@ -38,6 +38,7 @@ typedef struct {
     /* forward: OUT */
     void *packed;             /* IN: made by recurrent_pack, in place of w_ih, w_hh, b and b_hn; or NULL */
     void *y, *h_n, *c_n;      /* (B, T, H), (B, H), (B, H) */
+    int calls; /* of one step on the same packed weights before this: walks over them turn back */
     ptrdiff_t y_step, state_row; /* elements from one step of y to the next, from one row of a state to the next */
 
     /* backward: IN, data NULL for zero; OUT, NULL where not needed, contiguous */

@@ -28,6 +28,8 @@ static const cell_t CELLS[] = {
 };
 static const int GATE_NUMBERS[] = {0, 1, 2, 3};
 
+#define HALF_L2 (1 << 20) /* bytes; where it is another size, walks turn back for nothing or too late */
+
 typedef enum { BY_ROWS, BY_UNITS } split_t;
 
 /* How many threads, and what they share.
@@ -37,12 +39,17 @@ typedef enum { BY_ROWS, BY_UNITS } split_t;
    | enough rows for whole tiles, weights in L2   | all     | by rows  |
    | enough units and work between two barriers   | all     | by units |
    | neither                                      | all     | by rows  | */
-static split_t choose_split(const pyrnn_recurrent *p, ptrdiff_t total_steps, ptrdiff_t unit_blocks, ptrdiff_t real_bytes, int *threads) {
+static split_t choose_split(
+    const pyrnn_recurrent *p, ptrdiff_t total_steps, ptrdiff_t unit_blocks, ptrdiff_t real_bytes, int *threads, int *brief
+) {
     const cell_t *cell = &CELLS[p->cell];
     const double step_work = 2.0 * (double)p->B * cell->gates * (double)p->H * (double)p->H;
     const double weights = (double)cell->gates * (double)p->H * (double)p->H * (double)real_bytes;
     *threads = p->threads;
-    if (step_work * (double)total_steps < 1e6) *threads = 1;
+    const double input_work = 2.0 * (double)p->B * cell->gates * (double)p->H * (double)p->I;
+    const double work = (step_work + input_work) * (double)total_steps;
+    *brief = work < 2e7;
+    if (work < 7e5) *threads = 1;
     if (*threads == 1) return BY_ROWS;
     if (p->T == 1 && unit_blocks >= *threads) return BY_UNITS;
     if (p->B >= 12 * *threads && weights <= 512 * 1024) return BY_ROWS;
@@ -81,7 +88,7 @@ typedef struct {
     REAL *hs, *cs, *gates; /* as in pyrnn_recurrent; in inference, of the workspace */
     ptrdiff_t slots, gate_slots;
     split_t split;
-    int threads;
+    int threads, brief;
     atomic_int stop;
     double asked; /* when `interrupted` was called last */
 
@@ -144,6 +151,22 @@ static inline F(slice) F(slice_at)(const F(plan) *plan, const F(part) *part, int
     const ptrdiff_t before = (unit - part->origin) / full * full, wide = smaller(full, part->packed_end - part->origin - before);
     const ptrdiff_t inside = unit - part->origin - before;
     return (F(slice)){smaller(wide - inside, part->unit_end - unit), before * count * K + inside, wide * count};
+}
+
+/* Where weights exceed L2, walks over them turn back at their end: what was read last is read first the next time, and is
+   still there. A turn takes some panels; F(turn) gives turn number `turn` as a part of its own. */
+#undef TURN
+#define TURN(vectors) (2 * (vectors) * LANES)
+
+static inline ptrdiff_t F(turns)(const F(part) *part, ptrdiff_t units, ptrdiff_t bytes) {
+    return bytes > HALF_L2 ? (part->unit_end - part->unit + units - 1) / units : 1;
+}
+static inline F(part) F(turn)(const F(part) *part, ptrdiff_t units, ptrdiff_t turns, ptrdiff_t turn, ptrdiff_t back) {
+    F(part) piece = *part;
+    if (turns == 1) return piece;
+    piece.unit += units * (back & 1 ? turns - 1 - turn : turn);
+    piece.unit_end = smaller(piece.unit + units, part->unit_end);
+    return piece;
 }
 
 /* How many of the first `rows` rows are this part's. */
@@ -220,7 +243,7 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
         plan->active[s] = rows;
         total += rows > 0;
     }
-    plan->split = choose_split(p, total, (plan->Hp + SHARE - 1) / SHARE, REAL_BYTES, &plan->threads);
+    plan->split = choose_split(p, total, (plan->Hp + SHARE - 1) / SHARE, REAL_BYTES, &plan->threads, &plan->brief);
     plan->asked = seconds();
 }
 

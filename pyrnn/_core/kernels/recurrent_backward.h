@@ -50,7 +50,7 @@ static void F(gate_gradients)(const F(plan) *plan, const F(part) *part, ptrdiff_
 }
 
 /* dh += d · W_hh over the gates [first_gate, last_gate) for this part's rows and units. */
-static void F(state_gradients)(
+static void F(units_gradients)(
     const F(plan) *plan, const F(part) *part, ptrdiff_t s, const REAL *d_step, int first_gate, int last_gate
 ) {
     const pyrnn_recurrent *p = plan->p;
@@ -71,6 +71,17 @@ static void F(state_gradients)(
             if (several) F(row_tiles)[MAX_VECTORS](&product, product.b);
             else F(panel_rows)((int)(units / LANES), rows, product);
         }
+    }
+}
+
+static void F(state_gradients)(
+    const F(plan) *plan, const F(part) *part, ptrdiff_t s, const REAL *d_step, int first_gate, int last_gate
+) {
+    const ptrdiff_t weights = (part->unit_end - part->unit) * (last_gate - first_gate) * plan->p->H;
+    const ptrdiff_t units = TURN(MAX_VECTORS), turns = F(turns)(part, units, weights * (ptrdiff_t)sizeof(REAL));
+    for (ptrdiff_t t = 0; t < turns; t++) {
+        const F(part) piece = F(turn)(part, units, turns, t, s);
+        F(units_gradients)(plan, &piece, s, d_step, first_gate, last_gate);
     }
 }
 
@@ -231,8 +242,8 @@ static void F(backward_work)(const member_t *me, void *context) {
     }
     if (p->db_hn) memcpy((REAL *)p->db_hn + unit, plan->db + 3 * Hp + unit, (size_t)(unit_end - unit) * sizeof(REAL));
     for (ptrdiff_t i = first; i < last; i++) {
-        F(store_state)(plan, plan->dh + i * Hp, p->dh0, i);
-        if (plan->dc) F(store_state)(plan, plan->dc + i * Hp, p->dc0, i);
+        if (p->dh0) F(store_state)(plan, plan->dh + i * Hp, p->dh0, i, 0, Hp);
+        if (plan->dc && p->dc0) F(store_state)(plan, plan->dc + i * Hp, p->dc0, i, 0, Hp);
     }
 }
 
@@ -240,7 +251,7 @@ static int F(recurrent_backward)(const pyrnn_recurrent *p) {
     F(plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_backward)(&plan, p, &arena);
-    team_run(plan.threads, F(backward_work), &plan);
+    team_run(plan.threads, plan.brief, F(backward_work), &plan);
     return plan.stop;
 }
 

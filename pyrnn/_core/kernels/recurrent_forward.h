@@ -64,13 +64,18 @@ static void F(pack_set)(
 /* A state (B, H) of the caller's into a slot [B][Hp]; zeros where it is not given. */
 static void F(load_state)(const F(plan) *plan, const pyrnn_in *from, REAL *slot, ptrdiff_t first, ptrdiff_t last) {
     const pyrnn_recurrent *p = plan->p;
-    for (ptrdiff_t i = first; i < last; i++)
-        for (ptrdiff_t j = 0; j < plan->Hp; j++)
-            slot[i * plan->Hp + j] = from->data && j < p->H ? *F(at)(from, F(caller_row)(p, i), j, 0) : 0;
+    for (ptrdiff_t i = first; i < last; i++) {
+        REAL *row = slot + i * plan->Hp;
+        const REAL *in = from->data ? F(at)(from, F(caller_row)(p, i), 0, 0) : NULL;
+        for (ptrdiff_t j = 0; j < plan->Hp; j++) row[j] = in && j < p->H ? in[j * from->stride[1]] : 0;
+    }
 }
 
-static void F(store_state)(const F(plan) *plan, const REAL *row, REAL *to, ptrdiff_t i) {
-    if (to) memcpy(to + F(caller_row)(plan->p, i) * plan->p->state_row, row, (size_t)plan->p->H * sizeof(REAL));
+/* The units [unit, end) of our row i of a state to the caller's. */
+static void F(store_state)(const F(plan) *plan, const REAL *row, REAL *to, ptrdiff_t i, ptrdiff_t unit, ptrdiff_t end) {
+    const ptrdiff_t units = smaller(end, plan->p->H) - unit;
+    to += F(caller_row)(plan->p, i) * plan->p->state_row + unit;
+    if (units > 0) memcpy(to, row + unit, (size_t)units * sizeof(REAL));
 }
 
 /* This part's rows of a block's steps; by units the team shares them. */
@@ -103,6 +108,16 @@ static void F(project)(const F(plan) *plan, const F(part) *part, int set, ptrdif
             .c = part->weights.bias[set] + (unit - part->origin) * count, .c_row = 0,
             .out = part->before[set] + unit * count * rows, .out_row = NR};
         F(panel_rows)((int)(NR / LANES), rows, product);
+    }
+}
+
+static void F(project_all)(const F(plan) *plan, const F(part) *part, int set, ptrdiff_t rows) {
+    const pyrnn_recurrent *p = plan->p;
+    const ptrdiff_t units = TURN(plan->cell->set[set].vectors), columns = (part->unit_end - part->unit) * plan->cell->gates;
+    const ptrdiff_t turns = F(turns)(part, units, p->T == 1 ? columns * (p->I + p->H) * (ptrdiff_t)sizeof(REAL) : 0);
+    for (ptrdiff_t t = 0; t < turns; t++) {
+        const F(part) piece = F(turn)(part, units, turns, t, p->calls);
+        F(project)(plan, &piece, set, rows);
     }
 }
 
@@ -162,7 +177,7 @@ ALWAYS_INLINE void F(walk_step)(
     }
 }
 
-static void F(step_forward)(
+static void F(step_units)(
     const F(plan) *plan, const F(part) *part, int set, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t rows
 ) {
     const REAL *h = F(h_slot)(plan->p, plan, s);
@@ -179,25 +194,40 @@ static void F(step_forward)(
     }
 }
 
+static void F(step_forward)(
+    const F(plan) *plan, const F(part) *part, int set, ptrdiff_t s, ptrdiff_t offset, ptrdiff_t rows
+) {
+    const pyrnn_recurrent *p = plan->p;
+    const ptrdiff_t units = TURN(plan->cell->set[set].vectors), columns = (part->unit_end - part->unit) * plan->cell->gates;
+    const ptrdiff_t turns = F(turns)(part, units, columns * (p->H + (p->T == 1 ? p->I : 0)) * (ptrdiff_t)sizeof(REAL));
+    for (ptrdiff_t t = 0; t < turns; t++) {
+        const F(part) piece = F(turn)(part, units, turns, t, s + p->calls);
+        F(step_units)(plan, &piece, set, s, offset, rows);
+    }
+}
+
 /* All of the steps, the panels packed before. */
 static void F(walk_forward)(F(plan) *plan, const F(part) *part) {
     const member_t *me = part->me;
-    for (ptrdiff_t s0 = 0; s0 < plan->steps && !plan->stop; s0 += plan->block) {
+    F(gather_inputs)(plan, part, 0, smaller(plan->block, plan->steps));
+    team_wait(me);
+    for (ptrdiff_t s0 = 0; s0 < plan->steps; s0 += plan->block) {
         const ptrdiff_t s1 = smaller(s0 + plan->block, plan->steps);
         ptrdiff_t rows = 0, offset = 0;
         for (ptrdiff_t s = s0; s < s1; s++) rows += F(own)(part, plan->active[s]);
-        F(gather_inputs)(plan, part, s0, s1);
-        F(wait_for_units)(plan, me);
-        for (int set = 0; set < plan->cell->sets; set++) F(project)(plan, part, set, rows);
+        for (int set = 0; set < plan->cell->sets; set++) F(project_all)(plan, part, set, rows);
         for (ptrdiff_t s = s0; s < s1; s++) {
             for (int set = 0; set < plan->cell->sets; set++) {
                 F(step_forward)(plan, part, set, s, offset, rows);
-                F(wait_for_units)(plan, me);
+                if (s + 1 < plan->steps || set + 1 < plan->cell->sets) F(wait_for_units)(plan, me);
             }
             offset += F(own)(part, plan->active[s]);
         }
+        if (s1 == plan->steps) return;
         F(ask_to_stop)(plan, me);
+        F(gather_inputs)(plan, part, s1, smaller(s1 + plan->block, plan->steps));
         F(wait_for_units)(plan, me);
+        if (plan->stop) return;
     }
 }
 
@@ -215,7 +245,7 @@ static void F(single_step)(const F(plan) *plan, const F(part) *part) {
             F(project)(plan, &piece, set, rows);
             F(step_forward)(plan, &piece, set, 0, 0, rows);
         }
-        team_wait(part->me);
+        if (set + 1 < plan->cell->sets) F(wait_for_units)(plan, part->me);
     }
 }
 
@@ -234,13 +264,13 @@ static void F(forward_work)(const member_t *me, void *context) {
         REAL *row = (REAL *)p->y + F(caller_row)(p, i) * p->T * p->y_step;
         for (ptrdiff_t t = F(length)(p, i); t < p->T; t++) memset(row + t * p->y_step, 0, (size_t)p->H * sizeof(REAL));
     }
-    team_wait(me);
     if (plan->as_it_goes) F(single_step)(plan, &part);
     else F(walk_forward)(plan, &part);
-    team_wait(me);
-    for (ptrdiff_t i = first; i < last; i++) {
-        F(store_state)(plan, F(h_slot)(p, plan, F(length)(p, i)) + i * plan->Hp, p->h_n, i);
-        if (p->cell == PYRNN_LSTM) F(store_state)(plan, F(c_slot)(p, plan, F(length)(p, i)) + i * plan->Hp, p->c_n, i);
+    for (ptrdiff_t i = part.first; i < p->B; i += part.stride) {
+        const ptrdiff_t last_slot = F(length)(p, i), row = i * plan->Hp;
+        F(store_state)(plan, F(h_slot)(p, plan, last_slot) + row, p->h_n, i, part.unit, part.unit_end);
+        if (p->cell == PYRNN_LSTM)
+            F(store_state)(plan, F(c_slot)(p, plan, last_slot) + row, p->c_n, i, part.unit, part.unit_end);
     }
 }
 
@@ -248,7 +278,7 @@ static int F(recurrent_forward)(const pyrnn_recurrent *p) {
     F(plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_forward)(&plan, p, &arena);
-    team_run(plan.threads, F(forward_work), &plan);
+    team_run(plan.threads, plan.brief, F(forward_work), &plan);
     return plan.stop;
 }
 

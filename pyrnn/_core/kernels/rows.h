@@ -79,10 +79,10 @@ static void F(softmax_backward_work)(const member_t *me, void *context) {
 }
 
 static void F(softmax_forward)(const pyrnn_softmax *p) {
-    team_run(row_threads(p->threads, p->M, p->F), F(softmax_forward_work), (void *)p);
+    team_run(row_threads(p->threads, p->M, p->F), 0, F(softmax_forward_work), (void *)p);
 }
 static void F(softmax_backward)(const pyrnn_softmax *p) {
-    team_run(row_threads(p->threads, p->M, p->F), F(softmax_backward_work), (void *)p);
+    team_run(row_threads(p->threads, p->M, p->F), 0, F(softmax_backward_work), (void *)p);
 }
 
 /* --- cross_entropy ------------------------------------------------------------------------------------------------- */
@@ -130,10 +130,10 @@ static void F(cross_entropy_backward_work)(const member_t *me, void *context) {
 }
 
 static void F(cross_entropy_forward)(const pyrnn_cross_entropy *p) {
-    team_run(row_threads(p->threads, p->M, p->C), F(cross_entropy_forward_work), (void *)p);
+    team_run(row_threads(p->threads, p->M, p->C), 0, F(cross_entropy_forward_work), (void *)p);
 }
 static void F(cross_entropy_backward)(const pyrnn_cross_entropy *p) {
-    team_run(row_threads(p->threads, p->M, p->C), F(cross_entropy_backward_work), (void *)p);
+    team_run(row_threads(p->threads, p->M, p->C), 0, F(cross_entropy_backward_work), (void *)p);
 }
 
 /* --- layer_norm ------------------------------------------------------------------------------------------------------ */
@@ -261,8 +261,8 @@ static size_t F(layer_norm_workspace)(const pyrnn_layer_norm *p) {
 }
 
 static void F(layer_norm_forward)(const pyrnn_layer_norm *p) {
-    team_run(row_threads(p->threads, p->M, p->F), F(layer_norm_forward_work), (void *)p);
+    team_run(row_threads(p->threads, p->M, p->F), 0, F(layer_norm_forward_work), (void *)p);
 }
 static void F(layer_norm_backward)(const pyrnn_layer_norm *p) {
-    team_run(row_threads(p->threads, p->M, p->F), F(layer_norm_backward_work), (void *)p);
+    team_run(row_threads(p->threads, p->M, p->F), 0, F(layer_norm_backward_work), (void *)p);
 }

@@ -38,6 +38,7 @@ typedef struct {
 static atomic_int crowded, suspected;
 #define CROWDED_CALLS 16
 #define CROWDED_SHARE 0.3 /* of a call, in which a thread neither ran nor slept */
+#define LATE_BRIEF 2e-3   /* seconds that a call of some microseconds took */
 #define MAX_CROWD 4       /* threads a core: more only cost memory */
 
 static inline double clock_seconds(clockid_t clock) {
@@ -132,10 +133,10 @@ static inline void denormals_restore(uint64_t before) {
 #endif
 }
 
-/* Run `work` on a team of at most `threads`; OpenMP may give fewer. */
+/* Run `work` on a team of at most `threads`; OpenMP may give fewer. A call is brief when it takes less than about 0.2 ms. */
 typedef void (*work_t)(const member_t *me, void *context);
 
-static void team_run(int threads, work_t work, void *context) {
+static void team_run(int threads, int brief, work_t work, void *context) {
     barrier_t barrier;
     atomic_init(&barrier.arrived, 0);
     atomic_init(&barrier.phase, 0);
@@ -152,13 +153,15 @@ static void team_run(int threads, work_t work, void *context) {
 #pragma omp parallel num_threads(threads)
         {
             double slept = 0;
-            const double begin = seconds(), ran = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
+            /* The clock of a thread's own time costs as much as a brief call may gain; there only a gap tells. */
+            const double begin = seconds(), ran = brief ? 0 : clock_seconds(CLOCK_THREAD_CPUTIME_ID);
             const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier, &slept, denormals_off()};
             work(&me, context);
             denormals_restore(me.floats);
             team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
-            const double took = seconds() - begin, off = took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran) - slept;
-            if (off > CROWDED_SHARE * took) atomic_store(&barrier.late, 1);
+            const double took = seconds() - begin;
+            const double off = brief ? took : took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran) - slept;
+            if (off > (brief ? LATE_BRIEF : CROWDED_SHARE * took)) atomic_store(&barrier.late, 1);
         }
         const int late = atomic_load(&barrier.late);
         if (atomic_exchange(&suspected, late) && late && spins) atomic_store(&crowded, CROWDED_CALLS);

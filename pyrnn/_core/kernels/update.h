@@ -44,5 +44,5 @@ static void F(adam_work)(const member_t *me, void *context) {
     }
 }
 
-static void F(sgd)(const pyrnn_sgd *p) { team_run(row_threads(p->threads, p->n / 64, 64), F(sgd_work), (void *)p); }
-static void F(adam)(const pyrnn_adam *p) { team_run(row_threads(p->threads, p->n / 64, 64), F(adam_work), (void *)p); }
+static void F(sgd)(const pyrnn_sgd *p) { team_run(row_threads(p->threads, p->n / 64, 64), 0, F(sgd_work), (void *)p); }
+static void F(adam)(const pyrnn_adam *p) { team_run(row_threads(p->threads, p->n / 64, 64), 0, F(adam_work), (void *)p); }
