@@ -100,7 +100,8 @@ class FrozenRecurrent(Part):
         self.name, self.backend, self.layers, self.start, self.leaves = name, backend, layers, start, leaves
         self._run_op: Any = getattr(backend, f"{op}_run")
         self.in_features, self.hidden_size = in_features, hidden_size
-        self.dtype = start[0].dtype
+        self.shape, self.dtype = start[0].shape, start[0].dtype
+        self.learned = any(leaf.any() for leaf in start)
         self.directions = len(layers[0])
         self.streamable = self.directions == 1
 
@@ -119,21 +120,23 @@ class FrozenRecurrent(Part):
             check_recurrent_state(state, self.leaves, batch, stacked, hidden, self.dtype)
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
-        check_array("x", x, "B T I", {"I": self.in_features}, self.dtype)
+        if x.ndim != 3 or x.shape[2] != self.in_features or x.dtype != self.dtype:
+            check_array("x", x, "B T I", {"I": self.in_features}, self.dtype)
         batch, time, _ = x.shape
-        hidden = self.hidden_size
-        if state is None:
+        hidden, empty = self.hidden_size, self.backend.xp.empty
+        if state is None and self.learned:
             state = self.initial_state(batch)
-        new = tuple(self.backend.xp.empty(leaf.shape, self.dtype) for leaf in state)
+        new = tuple([empty((batch, *self.shape), self.dtype) for _ in self.leaves])
         index = 0
+        before = None  # zeros
         for number, directions in enumerate(self.layers):
             last = number == len(self.layers) - 1
-            shape = (batch, time, self.directions * hidden)
-            y = self.backend.xp.empty(shape, self.dtype) if out is None or not last else out
+            y = empty((batch, time, self.directions * hidden), self.dtype) if out is None or not last else out
             for direction, packed in enumerate(directions):
-                columns = y[..., direction * hidden : (direction + 1) * hidden]
-                before, after = (tuple(leaf[:, index] for leaf in leaves) for leaves in (state, new))
-                self._run_op(packed, x, before, lengths=lengths, out=(columns, after))
+                columns = y if self.directions == 1 else y[..., direction * hidden : (direction + 1) * hidden]
+                if state is not None:
+                    before = tuple([leaf[:, index] for leaf in state])
+                self._run_op(packed, x, before, lengths=lengths, out=(columns, tuple([leaf[:, index] for leaf in new])))
                 index += 1
             x = y
         return x, new
@@ -255,6 +258,7 @@ class Frozen:
 
     def __init__(self, part: Part, dtype: Any) -> None:
         self._part, self._dtype = part, dtype
+        self._array_type: Any = part.backend.array_type
 
     @property
     def backend(self) -> str:
@@ -296,13 +300,12 @@ class Frozen:
         TypeError, ValueError
             An argument of the wrong kind, dtype or shape; the message names it.
         """
-        _refuse_tensor("x", x)
-        if getattr(x, "ndim", 0) < 2:
-            raise ValueError(f"x: expected an array of shape (B, T, ...), got {getattr(x, 'shape', type(x).__name__)}")
-        batch, time = x.shape[:2]
+        if type(x) is not self._array_type or x.ndim < 2:
+            _check_sequences(x)
         if lengths is not None:
-            lengths = check_lengths("lengths", lengths, batch, time)
-        self._part.check_state(state, batch)
+            lengths = check_lengths("lengths", lengths, *x.shape[:2])
+        if state is not None:
+            self._part.check_state(state, len(x))
         return self._part.run(x, state, lengths)
 
     def stream(self, batch: int = 1) -> Stream:
@@ -417,6 +420,12 @@ def _copied(state: Any, like: Any) -> Any:
         entries = (None,) * len(like) if state is None else state
         return tuple(_copied(entry, other) for entry, other in zip(entries, like, strict=True))
     return like if state is None else state.copy()
+
+
+def _check_sequences(x: Any) -> None:
+    _refuse_tensor("x", x)
+    if getattr(x, "ndim", 0) < 2:
+        raise ValueError(f"x: expected an array of shape (B, T, ...), got {getattr(x, 'shape', type(x).__name__)}")
 
 
 def _refuse_tensor(name: str, value: Any) -> None:

@@ -52,7 +52,7 @@ static split_t choose_split(
     if (work < 7e5) *threads = 1;
     if (*threads == 1) return BY_ROWS;
     if (p->T == 1 && unit_blocks >= *threads) return BY_UNITS;
-    if (p->B >= 12 * *threads && weights <= 512 * 1024) return BY_ROWS;
+    if (p->B >= 12 * *threads && weights <= 2 * HALF_L2) return BY_ROWS;
     if (unit_blocks >= *threads && step_work / *threads > 1e5) return BY_UNITS;
     if (p->B < *threads) *threads = p->B ? (int)p->B : 1;
     return BY_ROWS;

@@ -233,7 +233,7 @@ static void F(walk_forward)(F(plan) *plan, const F(part) *part) {
 
 /* The one step of a call that has no more: a panel serves once, so it is packed, used and overwritten. */
 static void F(single_step)(const F(plan) *plan, const F(part) *part) {
-    const ptrdiff_t rows = plan->active[0];
+    const ptrdiff_t rows = F(own)(part, plan->active[0]);
     F(part) piece = *part;
     F(gather_inputs)(plan, part, 0, 1);
     team_wait(part->me);

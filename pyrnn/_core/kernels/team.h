@@ -33,10 +33,11 @@ typedef struct {
 } member_t;
 
 /* Calls to come that run on one thread, since in two calls running a thread of the team was kept off its core by other
-   programs (in one it may just have woken up on a wrong core). Every result is the same to the bit on any number of
-   threads, so this changes nothing but the time. */
-static atomic_int crowded, suspected;
-#define CROWDED_CALLS 16
+   programs (in one it may just have woken up on a wrong core). Then the team is tried again: twice as many calls pass before
+   the next try each time that it fails. Every result is the same to the bit on any number of threads, so this changes
+   nothing but the time. */
+static atomic_int crowded, suspected, patience;
+#define MOST_PATIENCE 16
 #define CROWDED_SHARE 0.3 /* of a call, in which a thread neither ran nor slept */
 #define LATE_BRIEF 2e-3   /* seconds that a call of some microseconds took */
 #define MAX_CROWD 4       /* threads a core: more only cost memory */
@@ -164,7 +165,14 @@ static void team_run(int threads, int brief, work_t work, void *context) {
             if (off > (brief ? LATE_BRIEF : CROWDED_SHARE * took)) atomic_store(&barrier.late, 1);
         }
         const int late = atomic_load(&barrier.late);
-        if (atomic_exchange(&suspected, late) && late && spins) atomic_store(&crowded, CROWDED_CALLS);
+        if (!late) {
+            atomic_store(&patience, 0);
+        } else if (atomic_load(&suspected) && spins) {
+            const int calls = atomic_load(&patience) ? 2 * atomic_load(&patience) : 2;
+            atomic_store(&patience, calls < MOST_PATIENCE ? calls : MOST_PATIENCE);
+            atomic_store(&crowded, atomic_load(&patience));
+        }
+        atomic_store(&suspected, late);
         return;
     }
 #else
