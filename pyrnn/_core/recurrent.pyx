@@ -39,8 +39,9 @@ cdef int describe(pyrnn_recurrent *p, int cell, object x, object reverse, Saved 
     memset(p, 0, sizeof(pyrnn_recurrent))
     p.B, p.T, p.I = x.shape
     p.cell, p.reverse, p.threads = cell, reverse, threads()
-    p.order, p.lengths = <const int64_t *>data_of(saved.order), <const int64_t *>data_of(saved.lengths)
-    p.hs, p.cs, p.gates = data_of(saved.hs), data_of(saved.cs), data_of(saved.gates)
+    if saved is not None:
+        p.order, p.lengths = <const int64_t *>data_of(saved.order), <const int64_t *>data_of(saved.lengths)
+        p.hs, p.cs, p.gates = data_of(saved.hs), data_of(saved.cs), data_of(saved.gates)
     p.x = input_of(x, keep)
     p.interrupted = interrupted
     return 0
@@ -152,11 +153,12 @@ cdef class Packed:
 def run(Packed packed not None, x, tuple state, lengths, tuple out):
     """Run packed weights over x from a state, into ``out`` where it is given: y, state."""
     cdef pyrnn_recurrent p
-    cdef Saved saved = Saved()
+    cdef Saved saved = None
     cdef list keep = []
     cdef size_t wanted
     cdef int leaves = 2 if packed.cell == PYRNN_LSTM else 1
     if lengths is not None:
+        saved = Saved()
         rows_by_length(saved, lengths)
     describe(&p, packed.cell, x, packed.reverse, saved, keep)
     p.H, p.packed = packed.hidden, data_of(packed.panels)

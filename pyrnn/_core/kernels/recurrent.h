@@ -32,30 +32,40 @@ static const int GATE_NUMBERS[] = {0, 1, 2, 3};
 
 typedef enum { BY_ROWS, BY_UNITS } split_t;
 
-/* How many threads, and what they share.
+/* What a step costs, in cycles of a CPU whose vector units multiply two cache lines a cycle: a line of weights takes so many
+   for its rows, and at least as many as it takes to come from L2 or from beyond it. Rough figures do. */
+#define FROM_L2 1.4
+#define FROM_BEYOND 6.0
+#define BARRIER 1500.0
+static double line_cost(ptrdiff_t rows, double bytes) {
+    const double arithmetic = 0.5 * (double)rows, arrival = bytes < 1.75 * HALF_L2 ? FROM_L2 : FROM_BEYOND;
+    return (arithmetic > arrival ? arithmetic : arrival) / 64;
+}
 
-   | work                                         | threads | split    |
-   | too little to be worth waking a second one   | 1       |          |
-   | enough rows for whole tiles, weights in L2   | all     | by rows  |
-   | enough units and work between two barriers   | all     | by units |
-   | neither                                      | all     | by rows  | */
+/* How many threads, and what they share. A brief call is one of less than about 0.2 ms.
+
+   | work                                              | threads | split                |
+   | too little to be worth waking a second one        | 1       | by rows              |
+   | one step: each panel serves once                  | all     | by units             |
+   | a step's rows cost less than its units + barrier  | all     | by rows              |
+   | else                                              | all     | by units             | */
 static split_t choose_split(
     const pyrnn_recurrent *p, ptrdiff_t total_steps, ptrdiff_t unit_blocks, ptrdiff_t real_bytes, int *threads, int *brief
 ) {
-    const cell_t *cell = &CELLS[p->cell];
-    const double step_work = 2.0 * (double)p->B * cell->gates * (double)p->H * (double)p->H;
-    const double weights = (double)cell->gates * (double)p->H * (double)p->H * (double)real_bytes;
+    const double columns = CELLS[p->cell].gates * (double)p->H, work = 2 * (double)p->B * columns * (double)(p->I + p->H);
     *threads = p->threads;
-    const double input_work = 2.0 * (double)p->B * cell->gates * (double)p->H * (double)p->I;
-    const double work = (step_work + input_work) * (double)total_steps;
-    *brief = work < 2e7;
-    if (work < 7e5) *threads = 1;
+    *brief = work * (double)total_steps < 2e7;
+    if (work * (double)total_steps < 7e5) *threads = 1;
     if (*threads == 1) return BY_ROWS;
-    if (p->T == 1 && unit_blocks >= *threads) return BY_UNITS;
-    if (p->B >= 12 * *threads && weights <= 2 * HALF_L2) return BY_ROWS;
-    if (unit_blocks >= *threads && step_work / *threads > 1e5) return BY_UNITS;
-    if (p->B < *threads) *threads = p->B ? (int)p->B : 1;
-    return BY_ROWS;
+    const ptrdiff_t rows = (p->B + *threads - 1) / *threads, blocks = (unit_blocks + *threads - 1) / *threads;
+    if (p->T == 1 && unit_blocks > 1) return BY_UNITS;
+    const double share = (double)blocks / (double)unit_blocks, bytes = columns * (double)(p->H * real_bytes);
+    const double by_rows = bytes * line_cost(rows, bytes), by_units = bytes * share * line_cost(p->B, bytes * share);
+    if (by_rows <= by_units + BARRIER) {
+        if (p->B < *threads) *threads = p->B ? (int)p->B : 1;
+        return BY_ROWS;
+    }
+    return BY_UNITS;
 }
 #endif
 

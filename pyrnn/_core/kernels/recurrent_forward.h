@@ -111,16 +111,6 @@ static void F(project)(const F(plan) *plan, const F(part) *part, int set, ptrdif
     }
 }
 
-static void F(project_all)(const F(plan) *plan, const F(part) *part, int set, ptrdiff_t rows) {
-    const pyrnn_recurrent *p = plan->p;
-    const ptrdiff_t units = TURN(plan->cell->set[set].vectors), columns = (part->unit_end - part->unit) * plan->cell->gates;
-    const ptrdiff_t turns = F(turns)(part, units, p->T == 1 ? columns * (p->I + p->H) * (ptrdiff_t)sizeof(REAL) : 0);
-    for (ptrdiff_t t = 0; t < turns; t++) {
-        const F(part) piece = F(turn)(part, units, turns, t, p->calls);
-        F(project)(plan, &piece, set, rows);
-    }
-}
-
 /* One set of gates for a step: the recurrent product from `state` [B][Hp], tile by tile, and on each tile the cell's
    `finish`, LANES units of a row at a time, while the tile is in L1. With `fresh` the last gate's chains begin there
    (by unit), not at the inputs' part. */
@@ -199,9 +189,9 @@ static void F(step_forward)(
 ) {
     const pyrnn_recurrent *p = plan->p;
     const ptrdiff_t units = TURN(plan->cell->set[set].vectors), columns = (part->unit_end - part->unit) * plan->cell->gates;
-    const ptrdiff_t turns = F(turns)(part, units, columns * (p->H + (p->T == 1 ? p->I : 0)) * (ptrdiff_t)sizeof(REAL));
+    const ptrdiff_t turns = F(turns)(part, units, columns * p->H * (ptrdiff_t)sizeof(REAL));
     for (ptrdiff_t t = 0; t < turns; t++) {
-        const F(part) piece = F(turn)(part, units, turns, t, s + p->calls);
+        const F(part) piece = F(turn)(part, units, turns, t, s);
         F(step_units)(plan, &piece, set, s, offset, rows);
     }
 }
@@ -215,7 +205,7 @@ static void F(walk_forward)(F(plan) *plan, const F(part) *part) {
         const ptrdiff_t s1 = smaller(s0 + plan->block, plan->steps);
         ptrdiff_t rows = 0, offset = 0;
         for (ptrdiff_t s = s0; s < s1; s++) rows += F(own)(part, plan->active[s]);
-        for (int set = 0; set < plan->cell->sets; set++) F(project_all)(plan, part, set, rows);
+        for (int set = 0; set < plan->cell->sets; set++) F(project)(plan, part, set, rows);
         for (ptrdiff_t s = s0; s < s1; s++) {
             for (int set = 0; set < plan->cell->sets; set++) {
                 F(step_forward)(plan, part, set, s, offset, rows);
@@ -231,19 +221,24 @@ static void F(walk_forward)(F(plan) *plan, const F(part) *part) {
     }
 }
 
-/* The one step of a call that has no more: a panel serves once, so it is packed, used and overwritten. */
+/* The one step of a call that has no more: a panel serves once, so it is used as soon as it is made, and then made anew. */
 static void F(single_step)(const F(plan) *plan, const F(part) *part) {
     const ptrdiff_t rows = F(own)(part, plan->active[0]);
-    F(part) piece = *part;
+    const ptrdiff_t pieces = (part->unit_end - part->unit + WIDTH - 1) / WIDTH;
     F(gather_inputs)(plan, part, 0, 1);
     team_wait(part->me);
     for (int set = 0; set < plan->cell->sets; set++) {
-        for (ptrdiff_t unit = part->unit; rows && unit < part->unit_end; unit += WIDTH) {
-            piece.unit = piece.origin = unit;
-            piece.unit_end = piece.packed_end = smaller(unit + WIDTH, part->unit_end);
-            F(pack_set)(plan->p, &piece.weights, unit, set, unit, piece.unit_end);
+        for (ptrdiff_t t = 0; rows && t < pieces; t++) {
+            F(part) piece = *part;
+            piece.unit += WIDTH * (plan->p->calls & 1 ? pieces - 1 - t : t);
+            piece.unit_end = smaller(piece.unit + WIDTH, part->unit_end);
+            if (plan->as_it_goes) {
+                piece.origin = piece.unit;
+                piece.packed_end = piece.unit_end;
+                F(pack_set)(plan->p, &piece.weights, piece.unit, set, piece.unit, piece.unit_end);
+            }
             F(project)(plan, &piece, set, rows);
-            F(step_forward)(plan, &piece, set, 0, 0, rows);
+            F(step_units)(plan, &piece, set, 0, 0, rows);
         }
         if (set + 1 < plan->cell->sets) F(wait_for_units)(plan, part->me);
     }
@@ -264,7 +259,7 @@ static void F(forward_work)(const member_t *me, void *context) {
         REAL *row = (REAL *)p->y + F(caller_row)(p, i) * p->T * p->y_step;
         for (ptrdiff_t t = F(length)(p, i); t < p->T; t++) memset(row + t * p->y_step, 0, (size_t)p->H * sizeof(REAL));
     }
-    if (plan->as_it_goes) F(single_step)(plan, &part);
+    if (p->T == 1) F(single_step)(plan, &part);
     else F(walk_forward)(plan, &part);
     for (ptrdiff_t i = part.first; i < p->B; i += part.stride) {
         const ptrdiff_t last_slot = F(length)(p, i), row = i * plan->Hp;
