@@ -69,7 +69,7 @@ def module(name: str, **options: object) -> Extension:
         include_dirs=[KERNELS, numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
-        depends=[*HEADERS, "pyrnn/_core/runtime.pxd"],
+        depends=[*HEADERS, "pyrnn/_core/memory.pxd", "pyrnn/_core/runtime.pxd"],
         **options,
     )
 
@@ -79,6 +79,7 @@ setup(
     ext_modules=[
         # One module holds the kernels; the others reach them through it.
         module("runtime", libraries=[*(name for name, _ in LIBRARIES), "m"], extra_link_args=OPENMP),
+        module("memory"),
         module("recurrent"),
         module("basic"),
         module("update"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .autograd import Tensor, detach, no_grad
 from .backend import Backend, BackendUnavailableError, backends, get_backend, use_backend
-from .config import show_config
+from .config import empty_cache, show_config
 from .dlpack import from_dlpack
 from .ops import vjp
 from .ops.basic import cross_entropy, embedding, layer_norm, linear, softmax
@@ -28,6 +28,7 @@ __all__ = [
     "data",
     "detach",
     "embedding",
+    "empty_cache",
     "from_dlpack",
     "get_backend",
     "get_num_threads",

@@ -122,6 +122,10 @@ class Backend(BasicOps, UpdateOps):
         method = getattr(self, f"{op}_forward", None)
         return method is not None and not getattr(method, "is_missing", False)
 
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return an uninitialised array of this backend's kind."""
+        return self.xp.empty(shape, dtype)
+
     @classmethod
     def declare_op(cls, op: str, state: tuple[str, ...] | None) -> None:
         """Give the base class the methods of a declared op.

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import platform
+import sys
 
 import numpy as np
 
 from ._version import __version__
 from .backend import DEFAULT, backends
 from .threads import get_num_threads
+
+
+def empty_cache() -> None:
+    """Give back the memory that the default backend keeps for its next large arrays.
+
+    It keeps that of arrays that are gone, up to 512 MB or a sixteenth of the machine's memory, since fresh memory is
+    slow. Nothing that is in use is touched.
+    """
+    if (memory := sys.modules.get("pyrnn._core.memory")) is not None:
+        memory.empty_cache()
 
 
 def show_config() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..backend import Backend, Claim
 
 try:
     from .basic import BasicOps
+    from .memory import empty
     from .recurrent import RecurrentOps
     from .update import UpdateOps
 except ModuleNotFoundError as error:
@@ -24,3 +27,6 @@ class CythonBackend(RecurrentOps, BasicOps, UpdateOps, Backend):
         ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
         Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"})),
     )
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return empty(shape, dtype)

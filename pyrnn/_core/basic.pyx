@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 
+from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
-    contiguous, data_of, huge_empty, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
+    contiguous, data_of, input_of, is_double, pyrnn_cross_entropy, pyrnn_embedding, pyrnn_layer_norm, pyrnn_linear, pyrnn_softmax,
     table, threads,
 )
 from libc.stdint cimport int64_t, uint8_t
@@ -14,7 +15,7 @@ from libc.string cimport memset
 
 
 cdef int run(pyrnn_linear *p, int kind, bint back) except -1:
-    workspace = np.empty(table().linear_workspace[kind](p, back), np.uint8)
+    workspace = new_empty((table().linear_workspace[kind](p, back),), np.uint8)
     p.workspace = data_of(workspace)
     with nogil:
         if back:
@@ -64,7 +65,7 @@ class BasicOps:
         cdef pyrnn_linear p
         rows = as_rows(x, packed.inputs)
         shape = (*x.shape[:-1], packed.outputs)
-        y = np.empty(shape, x.dtype) if out is None else out[0]
+        y = new_empty(shape, x.dtype) if out is None else out[0]
         if is_double(rows) != packed.kind:
             raise TypeError(f"x: expected the weights' dtype, got {x.dtype}")
         memset(&p, 0, sizeof(pyrnn_linear))
@@ -79,7 +80,7 @@ class BasicOps:
         cdef list keep = []
         outputs, inputs = arrays.w.shape
         rows = as_rows(arrays.x, inputs)
-        y = np.empty((rows.shape[0], outputs), rows.dtype)
+        y = new_empty((rows.shape[0], outputs), rows.dtype)
         memset(&p, 0, sizeof(pyrnn_linear))
         p.M, p.I, p.O, p.threads = rows.shape[0], inputs, outputs, threads()
         p.x, p.y = data_of(rows), data_of(y)
@@ -92,8 +93,8 @@ class BasicOps:
         cdef list keep = []
         outputs, inputs = saved.w.shape
         rows, dy = as_rows(saved.x, inputs), as_rows(grad_outputs.y, outputs)
-        dx = np.empty_like(rows) if needs.x else None
-        dw = np.empty((outputs, inputs), rows.dtype) if needs.w else None
+        dx = new_empty((rows.shape[0], inputs), rows.dtype) if needs.x else None
+        dw = new_empty((outputs, inputs), rows.dtype) if needs.w else None
         db = np.empty(outputs, rows.dtype) if needs.b else None
         memset(&p, 0, sizeof(pyrnn_linear))
         p.M, p.I, p.O, p.threads = rows.shape[0], inputs, outputs, threads()
@@ -108,7 +109,7 @@ class BasicOps:
         features = arrays.x.shape[-1]
         x, weight, bias = as_rows(arrays.x, features), contiguous_or_none(arrays.weight), contiguous_or_none(arrays.bias)
         cdef int kind = is_double(x)
-        y = np.empty(x.shape, x.dtype)
+        y = new_empty(x.shape, x.dtype)
         stats = np.empty((x.shape[0], 2), x.dtype) if needs else None
         memset(&p, 0, sizeof(pyrnn_layer_norm))
         p.M, p.F, p.threads, p.eps = x.shape[0], features, threads(), config.eps
@@ -124,7 +125,7 @@ class BasicOps:
         features = x.shape[1]
         dy = as_rows(grad_outputs.y, features)
         cdef int kind = is_double(x)
-        dx = np.empty(x.shape, x.dtype) if needs.x else None
+        dx = new_empty(x.shape, x.dtype) if needs.x else None
         dweight = np.empty(features, x.dtype) if needs.weight else None
         dbias = np.empty(features, x.dtype) if needs.bias else None
         memset(&p, 0, sizeof(pyrnn_layer_norm))
@@ -142,7 +143,7 @@ class BasicOps:
         along = arrays.x.swapaxes(config.axis, -1)
         x = as_rows(along, along.shape[-1])
         cdef int kind = is_double(x)
-        y = np.empty(x.shape, x.dtype)
+        y = new_empty(x.shape, x.dtype)
         memset(&p, 0, sizeof(pyrnn_softmax))
         p.M, p.F, p.threads = x.shape[0], x.shape[1], threads()
         p.x, p.y = data_of(x), data_of(y)
@@ -156,7 +157,7 @@ class BasicOps:
         along = grad_outputs.y.swapaxes(axis, -1)
         dy = as_rows(along, y.shape[1])
         cdef int kind = is_double(y)
-        dx = np.empty(y.shape, y.dtype)
+        dx = new_empty(y.shape, y.dtype)
         memset(&p, 0, sizeof(pyrnn_softmax))
         p.M, p.F, p.threads = y.shape[0], y.shape[1], threads()
         p.y, p.dy, p.dx = data_of(y), data_of(dy), data_of(dx)
@@ -168,7 +169,7 @@ class BasicOps:
         cdef pyrnn_embedding p
         weight, indices = contiguous(arrays.weight), contiguous(config.indices)
         cdef int kind = is_double(weight)
-        y = np.empty((*indices.shape, weight.shape[1]), weight.dtype)
+        y = new_empty((*indices.shape, weight.shape[1]), weight.dtype)
         memset(&p, 0, sizeof(pyrnn_embedding))
         p.N, p.V, p.D, p.threads = indices.size, weight.shape[0], weight.shape[1], threads()
         p.indices = <const int64_t *>data_of(indices)
@@ -182,7 +183,7 @@ class BasicOps:
         shape, indices = saved
         dy = as_rows(grad_outputs.y, shape[1])
         cdef int kind = is_double(dy)
-        dweight = np.empty(shape, dy.dtype)
+        dweight = new_empty(tuple(shape), dy.dtype)
         memset(&p, 0, sizeof(pyrnn_embedding))
         p.N, p.V, p.D, p.threads = indices.size, shape[0], shape[1], threads()
         p.indices = <const int64_t *>data_of(indices)
@@ -211,7 +212,7 @@ class BasicOps:
         logits, targets, mask, stats = saved
         dloss = contiguous(grad_outputs.loss)
         cdef int kind = is_double(logits)
-        dlogits = np.empty(logits.shape, logits.dtype)
+        dlogits = new_empty(logits.shape, logits.dtype)
         memset(&p, 0, sizeof(pyrnn_cross_entropy))
         p.M, p.C, p.threads = logits.shape[0], logits.shape[1], threads()
         p.logits, p.stats, p.dloss, p.dlogits = data_of(logits), data_of(stats), data_of(dloss), data_of(dlogits)

@@ -7,9 +7,10 @@ inference nothing is kept.
 
 import numpy as np
 
+from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
     PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE, PYRNN_LSTM, PYRNN_RNN_RELU, PYRNN_RNN_TANH,
-    aligned_empty, data_of, huge_empty, input_of, interrupted, is_double, is_matrix, new_matrix, pyrnn_recurrent, raise_pending, stride_of,
+    data_of, input_of, interrupted, is_double, is_matrix, new_matrix, pyrnn_recurrent, raise_pending, stride_of,
     table, threads,
 )
 from libc.stdint cimport int64_t
@@ -82,21 +83,21 @@ def forward(int cell, object arrays, object config, object needs):
         block = table().unit_block[kind]
         padded = -(-hidden // block) * block
         saved.arrays, saved.config = arrays, config
-        saved.hs = aligned_empty((time + 1, batch, padded), dtype)
+        saved.hs = new_empty((time + 1, batch, padded), dtype)
         if cell == PYRNN_LSTM:
-            saved.cs = aligned_empty((time + 1, batch, padded), dtype)
+            saved.cs = new_empty((time + 1, batch, padded), dtype)
         if PLANES[cell]:
-            saved.gates = aligned_empty((time, batch, PLANES[cell], padded), dtype)
+            saved.gates = new_empty((time, batch, PLANES[cell], padded), dtype)
     describe(&p, cell, x, config.reverse, saved, keep)
     describe_weights(&p, cell, arrays, keep)
     p.h0 = input_of(arrays.h0, keep)
     if cell == PYRNN_LSTM:
         p.c0 = input_of(arrays.c0, keep)
-    y = np.empty((batch, time, hidden), dtype)
+    y = new_empty((batch, time, hidden), dtype)
     h_n = np.empty((batch, hidden), dtype)
     c_n = np.empty((batch, hidden), dtype) if cell == PYRNN_LSTM else None
     p.y, p.h_n, p.c_n = data_of(y), data_of(h_n), data_of(c_n)
-    call(&p, kind, False, np.empty(table().recurrent_workspace[kind](&p, 0), np.uint8))
+    call(&p, kind, False, new_empty((table().recurrent_workspace[kind](&p, 0),), np.uint8))
     return (y, h_n) if c_n is None else (y, h_n, c_n), None if needs is None else saved
 
 
@@ -114,11 +115,11 @@ def backward(int cell, Saved saved, object grad_outputs, object needs):
     p.dy, p.dh_n = input_of(dy, keep), input_of(grad_outputs.h_n, keep)
     if cell == PYRNN_LSTM:
         p.dc_n = input_of(grad_outputs.c_n, keep)
-    grads = {name: np.empty(getattr(arrays, name).shape, arrays.x.dtype) for name in needs._fields if getattr(needs, name)}
+    grads = {name: new_empty(getattr(arrays, name).shape, arrays.x.dtype) for name in needs._fields if getattr(needs, name)}
     p.dx, p.dw_ih, p.dw_hh = data_of(grads.get("x")), data_of(grads.get("w_ih")), data_of(grads.get("w_hh"))
     p.db, p.db_hn = data_of(grads.get("b")), data_of(grads.get("b_hn"))
     p.dh0, p.dc0 = data_of(grads.get("h0")), data_of(grads.get("c0"))
-    call(&p, kind, True, np.empty(table().recurrent_workspace[kind](&p, 1), np.uint8))
+    call(&p, kind, True, new_empty((table().recurrent_workspace[kind](&p, 1),), np.uint8))
     return type(needs)(*(grads.get(name) for name in needs._fields))
 
 
@@ -165,7 +166,7 @@ def run(Packed packed not None, x, tuple state, lengths, tuple out):
     if is_double(x) != packed.kind or p.I != packed.inputs:
         raise ValueError(f"x: expected {packed.inputs} features of the weights' dtype, got {x.shape[2]} of {x.dtype}")
     if out is None:
-        y = np.empty((p.B, p.T, p.H), x.dtype)
+        y = new_empty((p.B, p.T, p.H), x.dtype)
         new = tuple([np.empty((p.B, p.H), x.dtype) for _ in range(leaves)])
     else:
         y, new = out

@@ -147,8 +147,6 @@ cdef int interrupted() noexcept with gil
 cdef int raise_pending() except -1
 cdef int threads() except -1
 cdef int is_double(object array) except -1
-cdef object aligned_empty(tuple shape, object dtype)
-cdef object huge_empty(size_t bytes_)
 cdef object contiguous(object array)
 cdef void *data_of(object array) except? NULL
 cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1

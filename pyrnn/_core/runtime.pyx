@@ -4,7 +4,6 @@
 ``PYRNN_ISA`` forces a level below the best that the CPU has (x86-64: v2, v3, v4), so that each can be tested.
 """
 
-import mmap
 import os
 
 import numpy as np
@@ -90,33 +89,6 @@ cdef int is_double(object array) except -1:
     if kind != cnp.NPY_DOUBLE and kind != cnp.NPY_FLOAT:
         raise TypeError(f"expected float32 or float64, got {array.dtype}")
     return kind == cnp.NPY_DOUBLE
-
-
-cdef object aligned_empty(tuple shape, object dtype):
-    """Return an uninitialised array whose memory begins on a cache line."""
-    dtype = np.dtype(dtype)
-    cdef size_t bytes_ = dtype.itemsize
-    for size in shape:
-        bytes_ *= <size_t>size
-    block = np.empty(bytes_ + 64, np.uint8)
-    cdef size_t start = -<size_t>cnp.PyArray_DATA(<cnp.ndarray>block) & 63
-    return block[start : start + bytes_].view(dtype).reshape(shape)
-
-
-cdef object huge_empty(size_t bytes_):
-    """Return bytes that live long, on huge pages where they are many: scattered small pages fill L2 badly."""
-    cdef size_t huge = 1 << 21
-    if bytes_ < huge // 4 or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return aligned_empty((bytes_,), np.uint8)
-    room = (bytes_ + huge - 1) // huge * huge
-    pages = mmap.mmap(-1, room + huge, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a system that has none
-        pass
-    block = np.frombuffer(pages, np.uint8)
-    cdef size_t start = -<size_t>cnp.PyArray_DATA(<cnp.ndarray>block) & (huge - 1)
-    return block[start : start + bytes_]
 
 
 cdef object contiguous(object array):

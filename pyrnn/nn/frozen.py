@@ -123,7 +123,7 @@ class FrozenRecurrent(Part):
         if x.ndim != 3 or x.shape[2] != self.in_features or x.dtype != self.dtype:
             check_array("x", x, "B T I", {"I": self.in_features}, self.dtype)
         batch, time, _ = x.shape
-        hidden, empty = self.hidden_size, self.backend.xp.empty
+        hidden, empty = self.hidden_size, self.backend.empty
         if state is None and self.learned:
             state = self.initial_state(batch)
         new = tuple([empty((batch, *self.shape), self.dtype) for _ in self.leaves])

@@ -215,8 +215,9 @@ static void F(pack_columns)(REAL *panel, const pyrnn_in *w, ptrdiff_t column, pt
 /* --- weight gradients ------------------------------------------------------------------------------------------ */
 
 #define OUTER_COLUMNS 512 /* so many columns of a block stay in L2 while rows of the gradient pass */
+#define OUTER_TILES 16    /* copied in one go: rows of d may lie pages apart */
 #undef SCRATCH_ROW
-#define SCRATCH_ROW round_up(ROWS(MAX_VECTORS), LANES) /* elements of scratch for a row of d */
+#define SCRATCH_ROW (OUTER_TILES * ROWS(MAX_VECTORS)) /* elements of scratch for a row of d */
 
 /* total[m, :] += Σ_r d[r, m] · panels[r, :] for m in [0, M): one block of rows r. `panels` has `columns` columns, a multiple
    of LANES, in panels of WIDTH. */
@@ -226,22 +227,29 @@ static void F(add_outer)(
 ) {
     static const REAL zeros[WIDTH];
     REAL block[MAX_ROWS * WIDTH];
-    const ptrdiff_t tiles = (M + ROWS(MAX_VECTORS) - 1) / ROWS(MAX_VECTORS);
-    for (ptrdiff_t j0 = 0; j0 < columns; j0 += OUTER_COLUMNS) {
-        for (ptrdiff_t t = 0; t < tiles; t++) {
-            const ptrdiff_t first = first_row(M, tiles, t), height = first_row(M, tiles, t + 1) - first;
-            for (ptrdiff_t r = 0; r < rows; r++)
-                for (ptrdiff_t m = 0; m < height; m += LANES)
-                    F(store)(scratch + r * SCRATCH_ROW + m, F(load_part)(d + r * d_row + first + m, M - first - m));
-            for (ptrdiff_t j = j0; j < smaller(j0 + OUTER_COLUMNS, columns); j += WIDTH) {
-                const ptrdiff_t wide = smaller(WIDTH, columns - j);
-                const F(product) p = {
-                    .a = scratch, .a_row = 1, .a_k = SCRATCH_ROW, .b = panels + j * rows, .b_k = wide, .K = rows,
-                    .c = zeros, .out = block, .out_row = wide};
-                F(tiles)[wide / LANES][height](&p, p.b + rows * wide);
-                for (ptrdiff_t m = 0; m < height; m++) {
-                    REAL *to = total + (first + m) * total_row + j;
-                    for (ptrdiff_t n = 0; n < wide; n += LANES) F(store)(to + n, F(load)(to + n) + F(load)(block + m * wide + n));
+    const ptrdiff_t step = ROWS(MAX_VECTORS);
+    for (ptrdiff_t m0 = 0; m0 < M; m0 += SCRATCH_ROW) {
+        const ptrdiff_t m1 = smaller(m0 + SCRATCH_ROW, M);
+        /* [tile][row][step]: a vector stored may reach into the rows after it, which are written later, and not beyond. */
+        for (ptrdiff_t r = 0; r < rows; r++)
+            for (ptrdiff_t m = m0; m < m1; m += step)
+                for (ptrdiff_t lane = 0; lane < step; lane += LANES)
+                    F(store_part)(scratch + (m - m0) * rows + r * step + lane, F(load_part)(d + r * d_row + m + lane, M - m - lane),
+                                  (rows - r) * step - lane);
+        for (ptrdiff_t j0 = 0; j0 < columns; j0 += OUTER_COLUMNS) {
+            for (ptrdiff_t m = m0; m < m1; m += step) {
+                const ptrdiff_t height = smaller(step, M - m);
+                for (ptrdiff_t j = j0; j < smaller(j0 + OUTER_COLUMNS, columns); j += WIDTH) {
+                    const ptrdiff_t wide = smaller(WIDTH, columns - j);
+                    const F(product) p = {
+                        .a = scratch + (m - m0) * rows, .a_row = 1, .a_k = step, .b = panels + j * rows, .b_k = wide, .K = rows,
+                        .c = zeros, .out = block, .out_row = wide};
+                    F(tiles)[wide / LANES][height](&p, p.b + rows * wide);
+                    for (ptrdiff_t i = 0; i < height; i++) {
+                        REAL *to = total + (m + i) * total_row + j;
+                        for (ptrdiff_t n = 0; n < wide; n += LANES)
+                            F(store)(to + n, F(load)(to + n) + F(load)(block + i * wide + n));
+                    }
                 }
             }
         }
