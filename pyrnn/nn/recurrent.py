@@ -33,6 +33,7 @@ class RecurrentOptions(TypedDict, total=False):
     rng: Seed
     learn_initial_state: bool
     recurrent_init: str
+    checkpoint: bool
 
 
 def _suffixes(layer: int, bidirectional: bool) -> tuple[str, ...]:
@@ -62,6 +63,8 @@ class RecurrentLayer(SequenceLayer):
         Make the state before the first step, which is zero at first, a parameter.
     recurrent_init : {"uniform", "orthogonal"}
         ``"orthogonal"`` draws each gate's recurrent weights as an orthogonal matrix.
+    checkpoint : bool
+        Train in less memory and with a third more work; see `pyrnn.lstm`.
 
     Attributes
     ----------
@@ -91,6 +94,7 @@ class RecurrentLayer(SequenceLayer):
         rng: Seed = None,
         learn_initial_state: bool = False,
         recurrent_init: str = "uniform",
+        checkpoint: bool = False,
     ) -> None:
         self.input_size = check_count("input_size", input_size)
         self.hidden_size = check_count("hidden_size", hidden_size)
@@ -98,6 +102,7 @@ class RecurrentLayer(SequenceLayer):
         self.bidirectional = check_flag("bidirectional", bidirectional)
         self.dropout = check_probability("dropout", dropout)
         self.bias = check_flag("bias", bias)
+        self.checkpoint = check_flag("checkpoint", checkpoint)
         self.learn_initial_state = check_flag("learn_initial_state", learn_initial_state)
         kind = check_dtype(dtype)
         self.config: dict[str, Any] = {
@@ -109,6 +114,7 @@ class RecurrentLayer(SequenceLayer):
             "bias": self.bias,
             "dtype": str(kind),
             "learn_initial_state": self.learn_initial_state,
+            "checkpoint": self.checkpoint,
             "recurrent_init": check_choice("recurrent_init", recurrent_init, ("uniform", "orthogonal")),
             **{name: getattr(self, name) for name in self.own},
         }
@@ -149,7 +155,7 @@ class RecurrentLayer(SequenceLayer):
 
     def _options(self, lengths: Any, reverse: bool) -> dict[str, Any]:
         """Return the op's configuration; a layer adds its own."""
-        return {"lengths": lengths, "reverse": reverse}
+        return {"lengths": lengths, "reverse": reverse, "checkpoint": self.checkpoint}
 
     def _freeze(self) -> Part:
         op, backend = self.op, choose(self.op.name)
@@ -243,9 +249,9 @@ class RNN(RecurrentLayer):
     ----------
     activation : {"tanh", "relu"}
     input_size, hidden_size : int
-    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init : optional
-        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform". `RecurrentLayer` explains
-        them.
+    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init, checkpoint : optional
+        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform", False. `RecurrentLayer`
+        explains them.
     """
 
     op = recurrent.RNN
@@ -278,9 +284,9 @@ class LSTM(RecurrentLayer):
         (Jozefowicz, Zaremba, Sutskever (2015), "An Empirical Exploration of Recurrent Network
         Architectures").
     input_size, hidden_size : int
-    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init : optional
-        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform". `RecurrentLayer` explains
-        them.
+    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init, checkpoint : optional
+        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform", False. `RecurrentLayer`
+        explains them.
     """
 
     op = recurrent.LSTM
@@ -318,9 +324,9 @@ class GRU(RecurrentLayer):
         Whether the reset gate acts after the recurrent product, as in PyTorch, or before it. After it, the
         candidate has a second bias, ``bias_hn_l{k}[_reverse]`` of shape (H,).
     input_size, hidden_size : int
-    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init : optional
-        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform". `RecurrentLayer` explains
-        them.
+    num_layers, bidirectional, dropout, bias, dtype, rng, learn_initial_state, recurrent_init, checkpoint : optional
+        By keyword; defaults 1, False, 0.0, True, "float32", None, False, "uniform", False. `RecurrentLayer`
+        explains them.
     """
 
     op = recurrent.GRU

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ..autograd import Tensor, is_recording, record
 from ..backend import Backend, choose
 from .arrays import check_array
+from .checkpoint import Checkpointed
 from .options import Option
 from .shapes import Sizes, describe, match_shape
 
@@ -81,19 +82,18 @@ class Op:
     def __call__(self, *values: Any, backend: str | Backend | None = None, **config: Any) -> Any:
         """Run the op on arrays, or on Tensors: then with a tape, where one of them needs a gradient."""
         chosen = choose(self.name, backend)
-        forward = getattr(chosen, self._forward)
         tensors = [value if isinstance(value, Tensor) else None for value in values]
         if not any(tensor is not None for tensor in tensors):
             arrays, options = self.check(values, config, chosen)
-            return self._public(forward(arrays, options)[0])
+            return self._public(getattr(chosen, self._forward)(arrays, options)[0])
         arrays, options = self.check(
             [value.data if isinstance(value, Tensor) else value for value in values], config, chosen
         )
         needs = self.Arrays(*(tensor is not None and tensor.requires_grad for tensor in tensors))
         if not (any(needs) and is_recording()):
-            return self._public([Tensor(output) for output in forward(arrays, options)[0]])
+            return self._public([Tensor(output) for output in getattr(chosen, self._forward)(arrays, options)[0]])
+        forward, backward = self._methods(chosen, options)
         outputs, saved = forward(arrays, options, needs=needs)
-        backward = getattr(chosen, self._backward)
 
         def pullback(grads: Sequence[Any]) -> Any:
             return backward(saved, self.Outputs(*grads), needs=needs)
@@ -107,7 +107,8 @@ class Op:
         filled = {name: config.get(name, option.default) for name, option in self.options.items()}
         arrays, options = self.check([given.get(name) for name in self.arrays], filled, chosen)
         present = self.Arrays(*(value is not None for value in arrays))
-        outputs, saved = getattr(chosen, self._forward)(arrays, options, needs=present)
+        forward, backward = self._methods(chosen, options)
+        outputs, saved = forward(arrays, options, needs=present)
         outputs = self.Outputs(*outputs)
 
         def pullback(grad_outputs: Any, needs: Sequence[bool] | None = None) -> Any:
@@ -120,9 +121,17 @@ class Op:
             if not any(wanted) or all(grad is None for grad in grads):
                 zeros_like = chosen.xp.zeros_like
                 return self.Arrays(*(zeros_like(a) if want else None for a, want in zip(arrays, wanted, strict=True)))
-            return getattr(chosen, self._backward)(saved, grads, needs=wanted)
+            return backward(saved, grads, needs=wanted)
 
         return self._public(outputs), pullback
+
+    def _methods(self, backend: Backend, options: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return the forward and the backward that a call with these options takes."""
+        forward, backward = getattr(backend, self._forward), getattr(backend, self._backward)
+        if not getattr(options, "checkpoint", False):
+            return forward, backward
+        segments = Checkpointed(forward, backward, self.state or (), self.Outputs, backend.empty)
+        return segments.forward, segments.backward
 
     def check(self, values: Sequence[Any], config: Mapping[str, Any], backend: Backend) -> tuple[Any, Any]:
         """Return arrays and configuration as the backend takes them, or raise naming what is wrong."""

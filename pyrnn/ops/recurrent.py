@@ -22,7 +22,12 @@ RNN = Op(
     optional={"b": "H", "h0": "B H"},
     outputs={"y": "B T H", "h_n": "B H"},
     state=("h0",),
-    options={"activation": choice("tanh", "relu"), "lengths": lengths(), "reverse": flag(False)},
+    options={
+        "activation": choice("tanh", "relu"),
+        "lengths": lengths(),
+        "reverse": flag(False),
+        "checkpoint": flag(False),
+    },
 )
 LSTM = Op(
     "lstm",
@@ -30,7 +35,7 @@ LSTM = Op(
     optional={"b": "4H", "h0": "B H", "c0": "B H"},
     outputs={"y": "B T H", "h_n": "B H", "c_n": "B H"},
     state=("h0", "c0"),
-    options={"lengths": lengths(), "reverse": flag(False)},
+    options={"lengths": lengths(), "reverse": flag(False), "checkpoint": flag(False)},
 )
 GRU = Op(
     "gru",
@@ -38,7 +43,7 @@ GRU = Op(
     optional={"b": "3H", "b_hn": "H", "h0": "B H"},
     outputs={"y": "B T H", "h_n": "B H"},
     state=("h0",),
-    options={"reset_after": flag(True), "lengths": lengths(), "reverse": flag(False)},
+    options={"reset_after": flag(True), "lengths": lengths(), "reverse": flag(False), "checkpoint": flag(False)},
     rule=_needs_reset_after,
 )
 
@@ -54,6 +59,7 @@ def rnn(
     activation: str = "tanh",
     lengths: Any = None,
     reverse: bool = False,
+    checkpoint: bool = False,
     backend: str | Backend | None = None,
 ) -> Any:
     """Run a simple (Elman) recurrent layer over a sequence: h_t = φ(b + W_ih x_t + W_hh h_(t-1)).
@@ -77,6 +83,10 @@ def rnn(
         content, NaN included, reaches nothing. Length 0 gives the initial state.
     reverse : bool
         Run from the last valid step to the first. ``y`` stays in the order of ``x``.
+    checkpoint : bool
+        Keep the states of about √T steps for the backward, which runs the rest again: a third more work for memory that
+        grows with √T beyond ``x`` and ``y``. Outputs and the gradients of ``x`` and of states are the same to the bit;
+        sums over the steps, as the weights' gradients are, are taken in another order.
     backend : str, optional
         The backend of this call alone.
 
@@ -96,7 +106,18 @@ def rnn(
     ----------
     Elman (1990), "Finding Structure in Time".
     """
-    return RNN(x, w_ih, w_hh, b, h0, activation=activation, lengths=lengths, reverse=reverse, backend=backend)
+    return RNN(
+        x,
+        w_ih,
+        w_hh,
+        b,
+        h0,
+        activation=activation,
+        lengths=lengths,
+        reverse=reverse,
+        checkpoint=checkpoint,
+        backend=backend,
+    )
 
 
 @LSTM.public
@@ -110,6 +131,7 @@ def lstm(
     *,
     lengths: Any = None,
     reverse: bool = False,
+    checkpoint: bool = False,
     backend: str | Backend | None = None,
 ) -> Any:
     """Run a long short-term memory layer over a sequence.
@@ -136,6 +158,10 @@ def lstm(
         content, NaN included, reaches nothing. Length 0 gives the initial state.
     reverse : bool
         Run from the last valid step to the first. ``y`` stays in the order of ``x``.
+    checkpoint : bool
+        Keep the states of about √T steps for the backward, which runs the rest again: a third more work for memory that
+        grows with √T beyond ``x`` and ``y``. Outputs and the gradients of ``x`` and of states are the same to the bit;
+        sums over the steps, as the weights' gradients are, are taken in another order.
     backend : str, optional
         The backend of this call alone.
 
@@ -156,7 +182,7 @@ def lstm(
     Hochreiter, Schmidhuber (1997), "Long Short-Term Memory"; Gers, Schmidhuber, Cummins (2000),
     "Learning to Forget".
     """
-    return LSTM(x, w_ih, w_hh, b, h0, c0, lengths=lengths, reverse=reverse, backend=backend)
+    return LSTM(x, w_ih, w_hh, b, h0, c0, lengths=lengths, reverse=reverse, checkpoint=checkpoint, backend=backend)
 
 
 @GRU.public
@@ -171,6 +197,7 @@ def gru(
     reset_after: bool = True,
     lengths: Any = None,
     reverse: bool = False,
+    checkpoint: bool = False,
     backend: str | Backend | None = None,
 ) -> Any:
     """Run a gated recurrent unit layer over a sequence.
@@ -203,6 +230,10 @@ def gru(
         content, NaN included, reaches nothing. Length 0 gives the initial state.
     reverse : bool
         Run from the last valid step to the first. ``y`` stays in the order of ``x``.
+    checkpoint : bool
+        Keep the states of about √T steps for the backward, which runs the rest again: a third more work for memory that
+        grows with √T beyond ``x`` and ``y``. Outputs and the gradients of ``x`` and of states are the same to the bit;
+        sums over the steps, as the weights' gradients are, are taken in another order.
     backend : str, optional
         The backend of this call alone.
 
@@ -225,5 +256,5 @@ def gru(
     """
     return GRU(
         x, w_ih, w_hh, b, b_hn, h0,
-        reset_after=reset_after, lengths=lengths, reverse=reverse, backend=backend,
+        reset_after=reset_after, lengths=lengths, reverse=reverse, checkpoint=checkpoint, backend=backend,
     )  # fmt: skip
