@@ -36,8 +36,10 @@ class MutantBackend(ReferenceBackend):
 
     name = "mutant"
 
-    def __init__(self, forward: Any = None, backward: Any = None, claims: Any = None) -> None:
-        self.around_forward, self.around_backward = forward, backward
+    def __init__(
+        self, forward: Any = None, backward: Any = None, claims: Any = None, pack: Any = None, run: Any = None
+    ) -> None:
+        self.around_forward, self.around_backward, self.around_pack, self.around_run = forward, backward, pack, run
         self.calls = 0
         if claims:
             self.claims = {op: Claim(invariances=frozenset(claims)) for op in ReferenceBackend.claims}
@@ -57,6 +59,19 @@ def _hooked(op: str) -> None:
             return run(saved, grads, needs=needs)
         return self.around_backward(self, run, saved, grads, needs)
 
+    def pack(self: Any, arrays: Any, config: Any) -> Any:
+        own = getattr(super(MutantBackend, self), f"{op}_pack")
+        return own(arrays, config) if self.around_pack is None else self.around_pack(arrays, config)
+
+    def run(self: Any, packed: Any, x: Any, state: Any = None, *, lengths: Any = None, out: Any = None) -> Any:
+        own = getattr(super(MutantBackend, self), f"{op}_run")
+        if self.around_run is None:
+            return own(packed, x, state, lengths=lengths, out=out)
+        return self.around_run(own, packed, x, state, lengths, out)
+
+    if hasattr(ReferenceBackend, f"{op}_pack"):
+        setattr(MutantBackend, f"{op}_pack", pack)
+        setattr(MutantBackend, f"{op}_run", run)
     setattr(MutantBackend, f"{op}_forward", forward)
     setattr(MutantBackend, f"{op}_backward", backward)
 
@@ -1031,6 +1046,34 @@ mutant(
     "threads-bitwise",
     forward=last_bit(lambda a: pyrnn.get_num_threads() > 1),
     claims={"threads"},
+)
+mutant(
+    "pack-shares-weights",
+    f"{CELLS} linear",
+    "packed weights are the caller's own arrays, which may change",
+    "packed",
+    pack=lambda arrays, config: (arrays, config),
+)
+mutant(
+    "run-ignores-state",
+    CELLS,
+    "packed weights run from the zero state, whatever state is given",
+    "packed",
+    run=lambda own, packed, x, state, lengths, out: own(packed, x, None, lengths=lengths, out=out),
+)
+mutant(
+    "run-ignores-lengths",
+    CELLS,
+    "packed weights run over the pads",
+    "packed",
+    run=lambda own, packed, x, state, lengths, out: own(packed, x, state, lengths=None, out=out),
+)
+mutant(
+    "run-ignores-out",
+    f"{CELLS} linear",
+    "the arrays given for the results stay as they were",
+    "packed",
+    run=lambda own, packed, x, state, lengths, out: own(packed, x, state, lengths=lengths, out=None),
 )
 mutant(
     "claims-chunk",

@@ -208,7 +208,7 @@ cdef class Stepper:
         if packed.cell == PYRNN_LSTM:
             p.c0, p.c_n = input_of(state[1], self.keep), data_of(state[1])
         self.small = 8 * p.B * p.H * (p.I + p.H) < SMALL
-        p.threads = 1 if self.small else threads()
+        p.threads = 1
         self.workspace = np.empty(table().recurrent_workspace[packed.kind](p, 0), np.uint8)
 
     def __call__(self, x, out):
@@ -220,6 +220,8 @@ cdef class Stepper:
             out = new_matrix(kind, p.B, p.H)
         elif not is_matrix(out, kind, p.B, p.H):
             raise ValueError(f"out: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.H})")
+        if not self.small:
+            p.threads = threads()
         p.x = input_of(x, self.keep)
         p.x.stride[1], p.x.stride[2] = 0, p.x.stride[1]
         p.y, p.y_step = data_of(out), stride_of(out, 0)

@@ -27,7 +27,7 @@ from .properties import (
     same_kind,
     within,
 )
-from .subject import BackendSubject, Subject
+from .subject import BackendSubject, Subject, to_host
 
 MODERATE = (1.0, 4.0)
 
@@ -368,6 +368,54 @@ def inference(subject: Subject, call: Call) -> None:
     _, saved = getattr(subject.backend, f"{call.op}_forward")(checked, options, needs=None)
     if saved is not None:
         raise AssertionError(f"saved: expected None in inference, got a {type(saved).__name__}")
+
+
+@prop(
+    "packed",
+    applies=lambda op: op.state is not None,
+    of_backends=True,
+    share=0.3,
+    draws={"regimes": ("tiny", "small", "wide", "tall")},
+)
+def packed(subject: Subject, call: Call) -> None:
+    """Weights packed once give each bit that the forward gives, whatever becomes of them; in arrays given as well."""
+    assert isinstance(subject, BackendSubject)
+    declared, backend = call.declared, subject.backend
+    arrays = subject.arrays(call)
+    filled = {name: call.options.get(name, option.default) for name, option in declared.options.items()}
+    checked, options = declared.check([arrays.get(name) for name in declared.arrays], filled, backend)
+    names = list(declared.outputs)
+    want = subject.forward(call)
+    states = declared.state or ()
+    weights = {
+        name: None if array is None or name in states or name == names_of(declared)[0] else array.copy()
+        for name, array in zip(names_of(declared), checked, strict=True)
+    }
+    lengths = {"lengths": None} if "lengths" in declared.options else {}
+    made = getattr(backend, f"{call.op}_pack")(declared.Arrays(**weights), options._replace(**lengths))
+    for array in weights.values():
+        if array is not None:
+            array[...] = np.nan
+    run = getattr(backend, f"{call.op}_run")
+    x = checked[0]
+    state: Any = tuple(getattr(checked, name) for name in states)
+    if state and all(array is None for array in state):
+        state = None
+    elif state:
+        shape = next(array.shape for array in state if array is not None)
+        state = tuple(subject.xp.zeros(shape, x.dtype) if array is None else array for array in state)
+    given = getattr(options, "lengths", None)
+    out = tuple(subject.xp.full(want[name].shape, np.nan, x.dtype) for name in names)
+    for label, into in (("packed, ", None), ("packed and into arrays given, ", (out[0], out[1:]))):
+        y, new = run(made, x, state, lengths=given, out=into)
+        for name, got in zip(names, (y, *new), strict=True):
+            same_bits(f"{label}{name}", to_host(got), want[name], "expected what the forward gives")
+    for name, got in zip(names, out, strict=True):
+        same_bits(f"out of {name}", to_host(got), want[name], "expected what the forward gives")
+
+
+def names_of(declared: Any) -> list[str]:
+    return list(declared.arrays)
 
 
 @prop("concurrency", backward=True, share=0.1, draws={"regimes": ("small", "busy")})
