@@ -245,7 +245,7 @@ def test_wrong_options_are_named() -> None:
         plain("rnn", 2, 3, 5, 6, reverse=1).run()
     with pytest.raises(ValueError, match=r"b_hn: expected None with reset_after=False, got an array"):
         plain("gru", 2, 3, 5, 6, reset_after=False).run(b_hn=np.zeros(6, np.float32))
-    with pytest.raises(TypeError, match=r"lstm: expected an option among lengths, reverse, got 'mask'"):
+    with pytest.raises(TypeError, match=r"lstm: expected an option among lengths, reverse, checkpoint, got 'mask'"):
         plain("lstm", 2, 3, 5, 6, mask=None).vjp()
     with pytest.raises(TypeError, match=r"op: expected one of pyrnn's ops \(.*lstm.*\), got <built-in function len>"):
         pyrnn.vjp(len)
@@ -269,3 +269,54 @@ def test_wrong_cotangents_are_named() -> None:
         pullback([np.zeros((2, 3, 6)), None])
     with pytest.raises(ValueError, match=r"needs: expected 5 booleans, got 1"):
         pullback([outputs.y, None], [True])
+
+
+@pytest.mark.parametrize("backend", ["cython", "reference"])
+@given(call=calls())
+def test_checkpoint_is_the_same_training_in_segments(backend: str, call: Call) -> None:
+    call.config["checkpoint"] = False
+    whole, pull = call.vjp(backend)
+    call.config["checkpoint"] = True
+    outputs, pull_segments = call.vjp(backend)
+    for want, got in zip(whole, outputs, strict=True):
+        np.testing.assert_array_equal(got, want)
+    cotangents = call.cotangents(whole)
+    tolerance = {"float32": 2e-4, "float64": 1e-11}[str(call.arrays["x"].dtype)]
+    for given_ones in (cotangents, [cotangents[0], *[None] * (len(whole) - 1)], [None, *cotangents[1:]]):
+        wanted, grads = pull(given_ones), pull_segments(given_ones)
+        for name, want, got in zip(wanted._fields, wanted, grads, strict=True):
+            if want is None:
+                assert got is None, name
+            elif backend == "cython" and name in ("x", "h0", "c0"):
+                np.testing.assert_array_equal(got, want, err_msg=name)
+            else:
+                limit = tolerance * max(1.0, float(np.abs(want).max(initial=0)))
+                np.testing.assert_allclose(got, want, rtol=0, atol=limit, err_msg=name)
+
+
+def test_checkpoint_keeps_little() -> None:
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    B, T, H = 4, 400, 64
+    x, w, v = (rng.standard_normal(shape).astype(np.float32) / 8 for shape in ((B, T, H), (4 * H, H), (4 * H, H)))
+    kept = {}
+    for checkpoint in (False, True):
+        pyrnn.empty_cache()
+        tracemalloc.start()
+        outputs, pull = pyrnn.vjp(pyrnn.lstm, x, w, v, checkpoint=checkpoint)
+        kept[checkpoint] = tracemalloc.get_traced_memory()[0] - outputs[0].nbytes
+        tracemalloc.stop()
+        pull([outputs[0], None, None])
+    assert kept[False] > 6 * x.nbytes, "states and gates of every step"
+    assert kept[True] < kept[False] / 10, "states of every 20th"
+
+
+def test_checkpoint_of_a_layer() -> None:
+    layers = [pyrnn.nn.GRU(3, 5, num_layers=2, bidirectional=True, checkpoint=flag, rng=0) for flag in (False, True)]
+    x = np.random.default_rng(0).standard_normal((2, 11, 3)).astype(np.float32)
+    for layer in layers:
+        layer(x, lengths=[11, 6])[0].sum().backward()
+    for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        np.testing.assert_allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+    assert "checkpoint=True" in repr(layers[1])

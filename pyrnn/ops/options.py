@@ -17,7 +17,7 @@ class Option(NamedTuple):
     """An option's default, what brings a caller's value into its domain (or raises, naming it), and the domain.
 
     ``kind`` is the name of the function that declared it; ``domain`` has the values of one that is chosen among few,
-    ``shape`` and ``bound`` are the symbols of one that is an array.
+    ``shape`` and ``bound`` are the symbols of one that is an array. ``of_backend`` is False if backends never see it.
     """
 
     default: Any
@@ -26,15 +26,16 @@ class Option(NamedTuple):
     domain: tuple[Any, ...] = ()
     shape: str = ""
     bound: str = ""
+    of_backend: bool = True
 
 
-def flag(default: bool) -> Option:
+def flag(default: bool, *, of_backend: bool = True) -> Option:
     """Declare an option that is True or False."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> bool:
         return check_flag(name, value)
 
-    return Option(default, check, "flag", (False, True))
+    return Option(default, check, "flag", (False, True), of_backend=of_backend)
 
 
 def choice(*values: str) -> Option:

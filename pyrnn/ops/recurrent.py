@@ -35,7 +35,7 @@ LSTM = Op(
     optional={"b": "4H", "h0": "B H", "c0": "B H"},
     outputs={"y": "B T H", "h_n": "B H", "c_n": "B H"},
     state=("h0", "c0"),
-    options={"lengths": lengths(), "reverse": flag(False), "checkpoint": flag(False)},
+    options={"lengths": lengths(), "reverse": flag(False), "checkpoint": flag(False, of_backend=False)},
 )
 GRU = Op(
     "gru",
@@ -43,7 +43,12 @@ GRU = Op(
     optional={"b": "3H", "b_hn": "H", "h0": "B H"},
     outputs={"y": "B T H", "h_n": "B H"},
     state=("h0",),
-    options={"reset_after": flag(True), "lengths": lengths(), "reverse": flag(False), "checkpoint": flag(False)},
+    options={
+        "reset_after": flag(True),
+        "lengths": lengths(),
+        "reverse": flag(False),
+        "checkpoint": flag(False, of_backend=False),
+    },
     rule=_needs_reset_after,
 )
 

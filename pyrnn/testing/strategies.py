@@ -140,6 +140,8 @@ def configurations(
     for name, option in OPS[op].options.items():
         if fixed and name in fixed:
             value = draw(st.sampled_from(list(fixed[name])))
+        elif not option.of_backend:
+            continue
         else:
             value = draw(option_values(option, sizes))
         if value is not None and value != option.default:
