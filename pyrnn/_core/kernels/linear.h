@@ -127,7 +127,8 @@ static void F(linear_backward_work)(const member_t *me, void *context) {
         for (ptrdiff_t j = column; j < end; j += WIDTH)
             F(pack_columns)(plan->x_panels + j * rows, &block, j, smaller(WIDTH, plan->Ip - j), p->I, rows);
         team_wait(me);
-        F(add_outer)(dy + unit, p->O, unit_end - unit, plan->x_panels, plan->Ip, rows, plan->dw + unit * plan->Ip, plan->Ip,
+        const F(outer) outer = {plan->x_panels, plan->Ip, plan->dw + unit * plan->Ip, plan->Ip};
+        F(add_outer)(dy + unit, p->O, unit_end - unit, rows, 1, &outer,
                      plan->scratch + me->id * smaller(LINEAR_SUM, p->M) * SCRATCH_ROW);
         team_wait(me);
     }

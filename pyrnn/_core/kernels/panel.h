@@ -219,36 +219,52 @@ static void F(pack_columns)(REAL *panel, const pyrnn_in *w, ptrdiff_t column, pt
 #undef SCRATCH_ROW
 #define SCRATCH_ROW (OUTER_TILES * ROWS(MAX_VECTORS)) /* elements of scratch for a row of d */
 
-/* total[m, :] += Σ_r d[r, m] · panels[r, :] for m in [0, M): one block of rows r. `panels` has `columns` columns, a multiple
-   of LANES, in panels of WIDTH. */
+/* What a gradient is multiplied with: `columns` columns, a multiple of LANES, in panels of WIDTH; and the sums. */
+typedef struct {
+    const REAL *panels;
+    ptrdiff_t columns;
+    REAL *total;
+    ptrdiff_t total_row;
+} F(outer);
+
+/* Copy d[rows, M] to scratch[tile][row][step]. A vector stored may reach into the rows after it, which are written later,
+   and not beyond. */
+static void F(copy_tiles)(const REAL *d, ptrdiff_t d_row, ptrdiff_t M, ptrdiff_t rows, ptrdiff_t step, REAL *scratch) {
+    for (ptrdiff_t r = 0; r < rows; r++, d += d_row, scratch += step) {
+        ptrdiff_t m = 0;
+        if (step <= LANES && (rows - r) * step >= LANES)
+            for (; m + LANES <= M; m += step) F(store)(scratch + m * rows, F(load)(d + m));
+        for (; m < M; m += step)
+            for (ptrdiff_t lane = 0; lane < step; lane += LANES)
+                F(store_part)(scratch + m * rows + lane, F(load_part)(d + m + lane, M - m - lane), (rows - r) * step - lane);
+    }
+}
+
+/* total[m, :] += Σ_r d[r, m] · panels[r, :] for m in [0, M) and each of `outers`: one block of rows r. */
 static void F(add_outer)(
-    const REAL *d, ptrdiff_t d_row, ptrdiff_t M, const REAL *panels, ptrdiff_t columns, ptrdiff_t rows,
-    REAL *total, ptrdiff_t total_row, REAL *scratch
+    const REAL *d, ptrdiff_t d_row, ptrdiff_t M, ptrdiff_t rows, int n_outers, const F(outer) *outers, REAL *scratch
 ) {
     static const REAL zeros[WIDTH];
     REAL block[MAX_ROWS * WIDTH];
     const ptrdiff_t step = ROWS(MAX_VECTORS);
     for (ptrdiff_t m0 = 0; m0 < M; m0 += SCRATCH_ROW) {
-        const ptrdiff_t m1 = smaller(m0 + SCRATCH_ROW, M);
-        /* [tile][row][step]: a vector stored may reach into the rows after it, which are written later, and not beyond. */
-        for (ptrdiff_t r = 0; r < rows; r++)
-            for (ptrdiff_t m = m0; m < m1; m += step)
-                for (ptrdiff_t lane = 0; lane < step; lane += LANES)
-                    F(store_part)(scratch + (m - m0) * rows + r * step + lane, F(load_part)(d + r * d_row + m + lane, M - m - lane),
-                                  (rows - r) * step - lane);
-        for (ptrdiff_t j0 = 0; j0 < columns; j0 += OUTER_COLUMNS) {
-            for (ptrdiff_t m = m0; m < m1; m += step) {
-                const ptrdiff_t height = smaller(step, M - m);
-                for (ptrdiff_t j = j0; j < smaller(j0 + OUTER_COLUMNS, columns); j += WIDTH) {
-                    const ptrdiff_t wide = smaller(WIDTH, columns - j);
-                    const F(product) p = {
-                        .a = scratch + (m - m0) * rows, .a_row = 1, .a_k = step, .b = panels + j * rows, .b_k = wide, .K = rows,
-                        .c = zeros, .out = block, .out_row = wide};
-                    F(tiles)[wide / LANES][height](&p, p.b + rows * wide);
-                    for (ptrdiff_t i = 0; i < height; i++) {
-                        REAL *to = total + (m + i) * total_row + j;
-                        for (ptrdiff_t n = 0; n < wide; n += LANES)
-                            F(store)(to + n, F(load)(to + n) + F(load)(block + i * wide + n));
+        const ptrdiff_t here = smaller(SCRATCH_ROW, M - m0);
+        F(copy_tiles)(d + m0, d_row, here, rows, step, scratch);
+        for (const F(outer) *o = outers; o < outers + n_outers; o++) {
+            for (ptrdiff_t j0 = 0; j0 < o->columns; j0 += OUTER_COLUMNS) {
+                for (ptrdiff_t m = 0; m < here; m += step) {
+                    const ptrdiff_t height = smaller(step, here - m);
+                    for (ptrdiff_t j = j0; j < smaller(j0 + OUTER_COLUMNS, o->columns); j += WIDTH) {
+                        const ptrdiff_t wide = smaller(WIDTH, o->columns - j);
+                        const F(product) p = {
+                            .a = scratch + m * rows, .a_row = 1, .a_k = step, .b = o->panels + j * rows, .b_k = wide, .K = rows,
+                            .c = zeros, .out = block, .out_row = wide};
+                        F(tiles)[wide / LANES][height](&p, p.b + rows * wide);
+                        for (ptrdiff_t i = 0; i < height; i++) {
+                            REAL *to = o->total + (m0 + m + i) * o->total_row + j;
+                            for (ptrdiff_t n = 0; n < wide; n += LANES)
+                                F(store)(to + n, F(load)(to + n) + F(load)(block + i * wide + n));
+                        }
                     }
                 }
             }

@@ -142,13 +142,21 @@ static void F(weight_gradients)(const F(plan) *plan, const member_t *me, ptrdiff
     team_share(me, p->H, LANES, &first, &last);
     for (int g = 0; g < cell->gates; g++) {
         const REAL *d = plan->d + first;
-        if (plan->dw_ih)
-            F(add_outer)(d + g * Hp, plan->d_row, last - first, plan->x_panels, plan->Ip, rows,
-                         plan->dw_ih + (g * p->H + first) * plan->Ip, plan->Ip, scratch);
-        if (plan->dw_hh)
-            F(add_outer)(d + cell->hh_plane[g] * Hp, plan->d_row, last - first,
-                         p->cell == PYRNN_GRU_BEFORE && g == 2 ? plan->r_panels : plan->h_panels, Hp, rows,
-                         plan->dw_hh + (g * p->H + first) * Hp, Hp, scratch);
+        F(outer) outers[2];
+        int n = 0;
+        if (plan->dw_ih) {
+            outers[n++] = (F(outer)){
+                plan->x_panels, plan->Ip, plan->dw_ih + (g * p->H + first) * plan->Ip, plan->Ip};
+        }
+        if (cell->hh_plane[g] != g) { /* another gradient for the state than for the inputs */
+            F(add_outer)(d + g * Hp, plan->d_row, last - first, rows, n, outers, scratch);
+            n = 0;
+        }
+        if (plan->dw_hh) {
+            const REAL *h = p->cell == PYRNN_GRU_BEFORE && g == 2 ? plan->r_panels : plan->h_panels;
+            outers[n++] = (F(outer)){h, Hp, plan->dw_hh + (g * p->H + first) * Hp, Hp};
+        }
+        F(add_outer)(d + cell->hh_plane[g] * Hp, plan->d_row, last - first, rows, n, outers, scratch);
     }
     for (int plane = 0; plan->db && plane < cell->grads; plane++)
         F(add_columns)(plan->d + plane * Hp, plan->d_row, rows, first, last, plan->db + plane * Hp);
