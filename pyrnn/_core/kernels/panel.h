@@ -20,7 +20,8 @@
 #define MAX_VECTORS 4
 #define PANELS(NV) (8 / (NV)) /* for a single row: eight sums hide the latency of a multiply-add */
 #define K_BLOCK 512
-#define BLOCK_ROWS 256 /* of a sum over rows */
+#define BLOCK_ROWS 256 /* of a sum over rows, at least */
+#define BLOCK_BYTES (800 << 10)
 
 static inline ptrdiff_t round_up(ptrdiff_t n, ptrdiff_t to) { return (n + to - 1) / to * to; }
 static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
