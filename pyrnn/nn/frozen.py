@@ -103,6 +103,7 @@ class FrozenRecurrent(Part):
         self.shape, self.dtype = start[0].shape, start[0].dtype
         self.learned = any(leaf.any() for leaf in start)
         self.directions = len(layers[0])
+        self.single = layers[0][0] if self.directions == len(layers) == 1 else None
         self.streamable = self.directions == 1
 
     def width(self, features: int | None) -> int | None:
@@ -123,9 +124,13 @@ class FrozenRecurrent(Part):
         if x.ndim != 3 or x.shape[2] != self.in_features or x.dtype != self.dtype:
             check_array("x", x, "B T I", {"I": self.in_features}, self.dtype)
         batch, time, _ = x.shape
-        hidden, empty = self.hidden_size, self.backend.empty
         if state is None and self.learned:
             state = self.initial_state(batch)
+        if self.single is not None and out is None:
+            before = None if state is None else tuple([leaf[:, 0] for leaf in state])
+            y, after = self._run_op(self.single, x, before, lengths=lengths)
+            return y, tuple([leaf[:, None] for leaf in after])
+        hidden, empty = self.hidden_size, self.backend.empty
         new = tuple([empty((batch, *self.shape), self.dtype) for _ in self.leaves])
         index = 0
         before = None  # zeros

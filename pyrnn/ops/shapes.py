@@ -7,6 +7,7 @@ number of dimensions, the same in every array of the call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 Sizes = dict[str, Any]  # symbol -> size; "..." -> a tuple of sizes
@@ -18,6 +19,14 @@ def split_dimension(dimension: str) -> tuple[int, str]:
     return int(dimension[: len(dimension) - len(symbol)] or 1), symbol
 
 
+@cache
+def _parsed(shape: str) -> tuple[bool, tuple[tuple[int, str], ...]]:
+    """Return whether a symbolic shape begins with ``...``, and its other dimensions, split."""
+    dimensions = shape.split()
+    leading = dimensions[:1] == ["..."]
+    return leading, tuple(split_dimension(dimension) for dimension in dimensions[leading:])
+
+
 def match_shape(name: str, shape: str, given: Sequence[int], sizes: Sizes) -> None:
     """Hold an array's shape against its declaration, binding the symbols that are still free.
 
@@ -26,21 +35,20 @@ def match_shape(name: str, shape: str, given: Sequence[int], sizes: Sizes) -> No
     ValueError
         With the array's name, the shape expected in symbols and numbers, and the shape given.
     """
-    dimensions = shape.split()
-    leading = dimensions[:1] == ["..."]
+    leading, dimensions = _parsed(shape)
     if leading:
-        dimensions = dimensions[1:]
         cut = len(given) - len(dimensions)
         matches = cut >= 0 and sizes.setdefault("...", tuple(given[:cut])) == tuple(given[:cut])
-        sized = list(zip(dimensions, given[max(cut, 0) :], strict=False))
+        given_last = given[max(cut, 0) :]
     else:
         matches = len(given) == len(dimensions)
-        sized = list(zip(dimensions, given, strict=False))
-    for dimension, size in sized if matches else []:
-        times, symbol = split_dimension(dimension)
-        if symbol not in sizes and size % times == 0:
-            sizes[symbol] = size // times
-        matches = matches and symbol in sizes and sizes[symbol] * times == size
+        given_last = given
+    if matches:
+        for (times, symbol), size in zip(dimensions, given_last, strict=True):
+            known = sizes.get(symbol)
+            if known is None and size % times == 0:
+                known = sizes[symbol] = size // times
+            matches = matches and known is not None and known * times == size
     if not matches:
         raise ValueError(f"{name}: expected shape {describe(shape, sizes)}, got {tuple(given)}")
 
