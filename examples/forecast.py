@@ -193,12 +193,9 @@ def report(series: Series, task: Task, predicted: np.ndarray) -> None:
 
 
 def stream(model: nn.Sequential, inputs: np.ndarray) -> np.ndarray:
-    """Run the model as one would on a live series: a week at a time, with the state carried along."""
-    state, rows = None, []
-    for week in inputs:
-        y, state = model.predict(week[None, None], state)
-        rows.append(y[0, 0])
-    return np.array(rows)
+    """Run the model as one would on a live series: frozen, a week at a time, with the state carried along."""
+    live = model.freeze().stream()
+    return np.concatenate([live.step(week[None]) for week in inputs])
 
 
 def plot(series: Series, task: Task, predicted: np.ndarray, path: Path) -> None:

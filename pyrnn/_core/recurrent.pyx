@@ -18,7 +18,7 @@ from libc.string cimport memset
 
 cdef dict PLANES = {PYRNN_RNN_TANH: 0, PYRNN_RNN_RELU: 0, PYRNN_LSTM: 4, PYRNN_GRU_AFTER: 4, PYRNN_GRU_BEFORE: 3}
 KEPT_BYTES = 8_000_000  # a packed layer keeps a workspace up to this size for its next call
-cdef ptrdiff_t SMALL = 700_000  # floating-point operations that no kernel shares among threads
+cdef ptrdiff_t SMALL = 500_000  # floating-point operations that no kernel shares among threads
 
 
 cdef class Saved:

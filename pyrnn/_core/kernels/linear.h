@@ -40,7 +40,7 @@ static void F(plan_linear)(F(linear_plan) *plan, const pyrnn_linear *p, arena_t 
     if (p->dw) {
         plan->x_panels = take(arena, (size_t)(sum_rows * plan->Ip) * sizeof(REAL));
         plan->scratch = take(arena, (size_t)(p->threads * sum_rows * SCRATCH_ROW) * sizeof(REAL));
-        plan->dw = take(arena, (size_t)(p->O * plan->Ip) * sizeof(REAL));
+        plan->dw = F(sums)(p->dw, p->O, p->I, plan->Ip, arena);
     }
     if (p->db) plan->db = take(arena, (size_t)plan->Op * sizeof(REAL));
 }

@@ -68,17 +68,21 @@ ALWAYS_INLINE void F(tile)(const int mr, const int nv, const int panels, const F
     const REAL *a = p->a, *b = p->b;
     const ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k, b_next = p->b_next;
     for (ptrdiff_t k = p->K; k > 0; k--) {
-        if (mr > 1) __builtin_prefetch(ahead, 0, 2); /* one row reads at L2's speed: it has no time for more */
-        if (mr < nv) { /* fewer registers are taken when the rows stay in them */
+        if (mr > 3) __builtin_prefetch(ahead, 0, 2); /* fewer rows read as fast as L2 gives: they have no time for more */
+        if (REGISTERS < 32 && mr < nv) { /* fewer registers are taken when the rows stay in them */
             F(vec) row[MAX_ROWS];
             UNROLL for (int m = 0; m < mr; m++) row[m] = F(all)(a[m * a_row]);
             UNROLL for (int n = 0; n < nv * panels; n++) {
-                const F(vec) column = F(load)(b + n / nv * b_next + n % nv * LANES);
+                F(vec) column = F(load)(b + n / nv * b_next + n % nv * LANES);
+                if (mr > 1) HOLD(column);
                 UNROLL for (int m = 0; m < mr; m++) sum[m][n] = F(fma)(row[m], column, sum[m][n]);
             }
         } else {
             F(vec) column[2 * MAX_VECTORS];
-            UNROLL for (int n = 0; n < nv * panels; n++) column[n] = F(load)(b + n / nv * b_next + n % nv * LANES);
+            UNROLL for (int n = 0; n < nv * panels; n++) {
+                column[n] = F(load)(b + n / nv * b_next + n % nv * LANES);
+                if (mr > 1 && mr < 4) HOLD(column[n]);
+            }
             UNROLL for (int m = 0; m < mr; m++) {
                 const F(vec) row = F(all)(a[m * a_row]);
                 UNROLL for (int n = 0; n < nv * panels; n++) sum[m][n] = F(fma)(row, column[n], sum[m][n]);
@@ -228,6 +232,11 @@ typedef struct {
     ptrdiff_t total_row;
 } F(outer);
 
+/* Where the sums of a gradient (rows, columns) are taken: in its own array, if its rows are whole vectors. */
+static REAL *F(sums)(void *gradient, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t padded, arena_t *arena) {
+    return columns == padded ? gradient : take(arena, (size_t)(rows * padded) * sizeof(REAL));
+}
+
 /* Copy d[rows, M] to scratch[tile][row][step]. A vector stored may reach into the rows after it, which are written later,
    and not beyond. */
 static void F(copy_tiles)(const REAL *d, ptrdiff_t d_row, ptrdiff_t M, ptrdiff_t rows, ptrdiff_t step, REAL *scratch) {
@@ -248,7 +257,7 @@ static void F(add_outer)(
     static const REAL zeros[WIDTH];
     REAL block[MAX_ROWS * WIDTH];
     const ptrdiff_t step = ROWS(MAX_VECTORS);
-    for (ptrdiff_t m0 = 0; m0 < M; m0 += SCRATCH_ROW) {
+    for (ptrdiff_t m0 = 0; n_outers && m0 < M; m0 += SCRATCH_ROW) {
         const ptrdiff_t here = smaller(SCRATCH_ROW, M - m0);
         F(copy_tiles)(d + m0, d_row, here, rows, step, scratch);
         for (const F(outer) *o = outers; o < outers + n_outers; o++) {

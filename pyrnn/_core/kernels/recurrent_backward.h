@@ -15,12 +15,12 @@ static void F(plan_backward)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *a
     }
     if (p->dw_ih) {
         plan->x_panels = take(arena, (size_t)(rows * plan->Ip) * sizeof(REAL));
-        plan->dw_ih = take(arena, (size_t)(weights * plan->Ip) * sizeof(REAL));
+        plan->dw_ih = F(sums)(p->dw_ih, weights, p->I, plan->Ip, arena);
     }
     if (p->dw_hh) {
         plan->h_panels = take(arena, (size_t)(rows * plan->Hp) * sizeof(REAL));
         if (p->cell == PYRNN_GRU_BEFORE) plan->r_panels = take(arena, (size_t)(rows * plan->Hp) * sizeof(REAL));
-        plan->dw_hh = take(arena, (size_t)(weights * plan->Hp) * sizeof(REAL));
+        plan->dw_hh = F(sums)(p->dw_hh, weights, p->H, plan->Hp, arena);
     }
     if (p->dw_ih || p->dw_hh) plan->scratch = take(arena, (size_t)(p->threads * rows * SCRATCH_ROW) * sizeof(REAL));
     if (p->db || p->db_hn) plan->db = take(arena, (size_t)(cell->grads * plan->Hp) * sizeof(REAL));
@@ -188,8 +188,9 @@ static void F(input_gradients)(const F(plan) *plan, const member_t *me, ptrdiff_
     }
 }
 
+/* The sums to the caller, unless they were taken there. */
 static void F(copy_rows)(void *to, const REAL *from, ptrdiff_t first, ptrdiff_t last, ptrdiff_t columns, ptrdiff_t padded) {
-    for (ptrdiff_t m = first; to && m < last; m++)
+    for (ptrdiff_t m = first; to && to != from && m < last; m++)
         memcpy((REAL *)to + m * columns, from + m * padded, (size_t)columns * sizeof(REAL));
 }
 

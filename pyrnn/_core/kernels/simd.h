@@ -5,6 +5,16 @@
 #undef LANES
 #undef VEC_INT
 
+/* Keeps a vector in a register: a compiler may else load it anew for each use. */
+#undef HOLD
+#if defined(__x86_64__)
+#define HOLD(vector) __asm__("" : "+v"(vector)) /* of all 32 where there are so many */
+#elif defined(__aarch64__)
+#define HOLD(vector) __asm__("" : "+w"(vector))
+#else
+#define HOLD(vector) (void)0
+#endif
+
 #ifndef VECTOR_BYTES
 #define UNROLL _Pragma("GCC unroll 16")
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
