@@ -15,8 +15,9 @@
 #include <omp.h>
 #endif
 
-/* About a millisecond: an idle core may take that long to wake up. After the first barrier a 20th is enough. */
-#define SPINS 50000
+/* Seconds at a barrier before a thread sleeps. At the first one others may still be waking up, or wait for this core. */
+#define SPIN_FIRST 3e-4
+#define SPIN_LATER 1e-4
 
 typedef struct {
     atomic_int arrived, phase, sleepers;
@@ -26,9 +27,8 @@ typedef struct {
 /* A thread's place in its team. */
 typedef struct {
     int id, size;
-    int spins; /* before it sleeps at a barrier */
+    int spins; /* whether it spins at a barrier before it sleeps */
     barrier_t *barrier;
-    double *slept;  /* seconds at barriers */
     uint64_t floats; /* the caller's floating-point state */
 } member_t;
 
@@ -38,7 +38,7 @@ typedef struct {
    nothing but the time. */
 static atomic_int crowded, suspected, patience;
 #define MOST_PATIENCE 16
-#define CROWDED_SHARE 0.3 /* of a call, in which a thread neither ran nor slept */
+#define CROWDED_SHARE 0.3 /* of a call, in which a thread did not run: it was kept off its core, or slept for one that was */
 #define LATE_BRIEF 2e-3   /* seconds that a call of some microseconds took */
 #define MAX_CROWD 4       /* threads a core: more only cost memory */
 
@@ -88,14 +88,16 @@ static inline void team_wait(const member_t *me) {
         phase_wake(b);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++) {
-        if (spins < (phase ? me->spins / 20 : me->spins)) {
-            pause_cpu();
-        } else {
-            const double begin = seconds();
-            phase_sleep(b, phase);
-            *me->slept += seconds() - begin;
+    double until = 0; /* the clock is asked now and then: a pause takes 10 to 140 cycles */
+    int spinning = me->spins;
+    for (int pauses = 1; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; pauses++) {
+        if (spinning && pauses % 64 == 0) {
+            const double now = seconds();
+            if (!until) until = now + (phase ? SPIN_LATER : SPIN_FIRST);
+            spinning = now <= until;
         }
+        if (spinning) pause_cpu();
+        else phase_sleep(b, phase);
     }
 }
 
@@ -149,19 +151,18 @@ static void team_run(int threads, int brief, work_t work, void *context) {
         threads = 1;
     }
     if (threads > 1) {
-        const int cores = omp_get_num_procs(), spins = threads > cores ? 0 : SPINS;
+        const int cores = omp_get_num_procs(), spins = threads <= cores;
         if (threads > MAX_CROWD * cores) threads = MAX_CROWD * cores;
 #pragma omp parallel num_threads(threads)
         {
-            double slept = 0;
             /* The clock of a thread's own time costs as much as a brief call may gain; there only a gap tells. */
             const double begin = seconds(), ran = brief ? 0 : clock_seconds(CLOCK_THREAD_CPUTIME_ID);
-            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier, &slept, denormals_off()};
+            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier, denormals_off()};
             work(&me, context);
             denormals_restore(me.floats);
             team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
             const double took = seconds() - begin;
-            const double off = brief ? took : took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran) - slept;
+            const double off = brief ? took : took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran);
             if (off > (brief ? LATE_BRIEF : CROWDED_SHARE * took)) atomic_store(&barrier.late, 1);
         }
         const int late = atomic_load(&barrier.late);
@@ -178,7 +179,7 @@ static void team_run(int threads, int brief, work_t work, void *context) {
 #else
     (void)threads;
 #endif
-    const member_t me = {0, 1, 0, &barrier, NULL, denormals_off()};
+    const member_t me = {0, 1, 0, &barrier, denormals_off()};
     work(&me, context);
     denormals_restore(me.floats);
 }
