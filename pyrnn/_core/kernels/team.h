@@ -29,6 +29,7 @@ typedef struct {
     int id, size;
     int spins; /* whether it spins at a barrier before it sleeps */
     barrier_t *barrier;
+    double *slept;   /* seconds at the first barrier, and at all */
     uint64_t floats; /* the caller's floating-point state */
 } member_t;
 
@@ -38,7 +39,7 @@ typedef struct {
    nothing but the time. */
 static atomic_int crowded, suspected, patience;
 #define MOST_PATIENCE 16
-#define CROWDED_SHARE 0.3 /* of a call, in which a thread did not run: it was kept off its core, or slept for one that was */
+#define CROWDED_SHARE 0.3 /* of a call, in which a thread neither ran nor slept, or slept for one that came late */
 #define LATE_BRIEF 2e-3   /* seconds that a call of some microseconds took */
 #define MAX_CROWD 4       /* threads a core: more only cost memory */
 
@@ -96,8 +97,15 @@ static inline void team_wait(const member_t *me) {
             if (!until) until = now + (phase ? SPIN_LATER : SPIN_FIRST);
             spinning = now <= until;
         }
-        if (spinning) pause_cpu();
-        else phase_sleep(b, phase);
+        if (spinning) {
+            pause_cpu();
+        } else {
+            const double begin = seconds();
+            phase_sleep(b, phase);
+            const double slept = seconds() - begin;
+            me->slept[1] += slept;
+            if (!phase) me->slept[0] += slept;
+        }
     }
 }
 
@@ -157,13 +165,15 @@ static void team_run(int threads, int brief, work_t work, void *context) {
         {
             /* The clock of a thread's own time costs as much as a brief call may gain; there only a gap tells. */
             const double begin = seconds(), ran = brief ? 0 : clock_seconds(CLOCK_THREAD_CPUTIME_ID);
-            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier, denormals_off()};
+            double slept[2] = {0, 0};
+            const member_t me = {omp_get_thread_num(), omp_get_num_threads(), spins, &barrier, slept, denormals_off()};
             work(&me, context);
             denormals_restore(me.floats);
             team_wait(&me); /* OpenMP's own wait at the end would spin for milliseconds on a core that a late one needs */
             const double took = seconds() - begin;
-            const double off = brief ? took : took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran);
-            if (off > (brief ? LATE_BRIEF : CROWDED_SHARE * took)) atomic_store(&barrier.late, 1);
+            const double off = brief ? took : took - (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - ran) - slept[1];
+            if (off > (brief ? LATE_BRIEF : CROWDED_SHARE * took) || slept[0] > CROWDED_SHARE * took)
+                atomic_store(&barrier.late, 1);
         }
         const int late = atomic_load(&barrier.late);
         if (!late) {
@@ -177,9 +187,9 @@ static void team_run(int threads, int brief, work_t work, void *context) {
         return;
     }
 #else
-    (void)threads;
+    (void)threads, (void)brief;
 #endif
-    const member_t me = {0, 1, 0, &barrier, denormals_off()};
+    const member_t me = {0, 1, 0, &barrier, NULL, denormals_off()};
     work(&me, context);
     denormals_restore(me.floats);
 }
