@@ -239,7 +239,7 @@ static void F(begin_plan)(F(plan) *plan, const pyrnn_recurrent *p, arena_t *aren
     plan->Ip = round_up(p->I, LANES);
     /* Small layers take longer blocks, so that there is enough to do between two barriers. */
     const ptrdiff_t row = (plan->cell->grads * plan->Hp + plan->Ip + plan->Hp) * (ptrdiff_t)sizeof(REAL);
-    plan->block = p->B ? larger(BLOCK_ROWS, smaller(BLOCK_BYTES / row, 4 * BLOCK_ROWS)) / p->B : 1;
+    plan->block = p->B && row ? larger(BLOCK_ROWS, smaller(BLOCK_BYTES / row, 4 * BLOCK_ROWS)) / p->B : 1;
     if (plan->block > p->T) plan->block = p->T;
     if (plan->block < 1) plan->block = 1;
     plan->hs = p->hs;
