@@ -279,6 +279,8 @@ def test_what_can_not_be_frozen() -> None:
         ValueError, match="dtype: expected None or one that is supported for this model: 'float32'; got 'int8'"
     ):
         nn.LSTM(2, 3).freeze("int8")
+    with pytest.raises(ValueError, match="supported for this model: 'float64'; got 'bfloat16'"):
+        nn.LSTM(2, 3, dtype="float64").freeze("bfloat16")
     with pytest.raises(ValueError, match="freeze: expected parameters of one dtype, got float32 and float64"):
         nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype="float64")).freeze()
     both = nn.Sequential(nn.Linear(2, 2, rng=0), nn.GRU(2, 2, bidirectional=True, rng=0)).freeze()

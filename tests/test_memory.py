@@ -66,6 +66,15 @@ def test_small_and_empty_arrays_are_numpys_own() -> None:
     assert cached_bytes() == 0
 
 
+def test_any_number_of_dimensions() -> None:
+    for count in range(20):
+        array = empty((1,) * count, "float32")
+        assert array.shape == (1,) * count
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    indices = np.array([3, 1]).reshape(2, *(1,) * 15)
+    np.testing.assert_array_equal(pyrnn.embedding(table, indices=indices), table[indices])
+
+
 def test_results_are_arrays_like_any_other() -> None:
     x = np.ones((64, 50, 32), np.float32)
     y = pyrnn.nn.LSTM(32, 64, rng=0).predict(x)[0]

@@ -63,10 +63,12 @@ cdef object new_empty(tuple shape, object dtype):
     cdef size_t bytes_ = kind.itemsize
     cdef cnp.npy_intp[8] dims
     cdef int axis, ndim = len(shape)
+    if ndim > 8:
+        return np.empty(shape, kind)
     for axis in range(ndim):
         dims[axis] = shape[axis]
         bytes_ *= <size_t>dims[axis]
-    if bytes_ < POOLED_FROM or ndim > 8:
+    if bytes_ < POOLED_FROM:
         return np.empty(shape, kind)
     cdef Lease lease = Lease()
     lease.size = size_class(bytes_)

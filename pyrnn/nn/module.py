@@ -147,7 +147,7 @@ class Module:
         if len(kinds) > 1:
             raise ValueError(f"freeze: expected parameters of one dtype, got {' and '.join(kinds)}")
         own = kinds[0] if kinds else "float32"
-        if dtype is not None and str(dtype) != own and str(np.dtype(dtype)) != own:
+        if not (dtype is None or _names(dtype, own)):
             raise ValueError(f"dtype: expected None or one that is supported for this model: {own!r}; got {dtype!r}")
         with nullcontext() if self._backend is None else model_backend(self._backend):
             return Frozen(self._freeze(), np.dtype(own))
@@ -312,6 +312,14 @@ class Module:
         }
         given = config.items() if isinstance(config, dict) else ()
         return ", ".join(f"{name}={value!r}" for name, value in given if defaults.get(name) != value)
+
+
+def _names(dtype: Any, own: str) -> bool:
+    """Tell whether a caller's dtype is the one of this name; numpy does not know all that may be asked for."""
+    try:
+        return bool(np.dtype(dtype) == own)
+    except TypeError:
+        return False
 
 
 FOUND = (Parameter, Module, np.random.Generator, list, tuple, dict)
