@@ -9,7 +9,7 @@ import numpy as np
 
 from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
-    PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE, PYRNN_LSTM, PYRNN_RNN_RELU, PYRNN_RNN_TANH,
+    PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE, PYRNN_LSTM, PYRNN_RNN_RELU, PYRNN_RNN_TANH, PYRNN_SHARED_FROM,
     data_of, input_of, interrupted, is_double, is_matrix, new_matrix, pyrnn_recurrent, raise_pending, stride_of,
     table, threads,
 )
@@ -17,8 +17,6 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 cdef dict PLANES = {PYRNN_RNN_TANH: 0, PYRNN_RNN_RELU: 0, PYRNN_LSTM: 4, PYRNN_GRU_AFTER: 4, PYRNN_GRU_BEFORE: 3}
-KEPT_BYTES = 8_000_000  # a packed layer keeps a workspace up to this size for its next call
-cdef ptrdiff_t SMALL = 500_000  # floating-point operations that no kernel shares among threads
 
 
 cdef class Saved:
@@ -130,7 +128,6 @@ cdef class Packed:
     cdef readonly ptrdiff_t inputs, hidden
     cdef readonly bint reverse
     cdef object panels
-    cdef list spare  # workspaces that no call is using
 
     def __cinit__(self, int cell, object arrays, object config):
         cdef pyrnn_recurrent p
@@ -141,7 +138,6 @@ cdef class Packed:
         self.inputs, self.hidden = p.I, p.H
         self.panels = huge_empty(table().recurrent_pack[self.kind](&p, NULL))
         table().recurrent_pack[self.kind](&p, data_of(self.panels))
-        self.spare = []
 
     def stepper(self, tuple state):
         """Return a function of (x_t, out) that takes a step and carries the state in the arrays given."""
@@ -156,7 +152,6 @@ def run(Packed packed not None, x, tuple state, lengths, tuple out):
     cdef pyrnn_recurrent p
     cdef Saved saved = None
     cdef list keep = []
-    cdef size_t wanted
     cdef int leaves = 2 if packed.cell == PYRNN_LSTM else 1
     if lengths is not None:
         saved = Saved()
@@ -178,13 +173,7 @@ def run(Packed packed not None, x, tuple state, lengths, tuple out):
     p.h_n, p.state_row = data_of(new[0]), stride_of(new[0], 0)
     if leaves == 2:
         p.c_n = data_of(new[1])
-    wanted = table().recurrent_workspace[packed.kind](&p, 0)
-    workspace = packed.spare.pop() if packed.spare else None
-    if workspace is None or <size_t>len(workspace) < wanted:
-        workspace = np.empty(wanted, np.uint8)
-    call(&p, packed.kind, False, workspace)
-    if wanted <= <size_t>KEPT_BYTES:
-        packed.spare.append(workspace)
+    call(&p, packed.kind, False, new_empty((table().recurrent_workspace[packed.kind](&p, 0),), np.uint8))
     return y, new
 
 
@@ -207,7 +196,7 @@ cdef class Stepper:
         p.h0, p.h_n, p.state_row = input_of(state[0], self.keep), data_of(state[0]), stride_of(state[0], 0)
         if packed.cell == PYRNN_LSTM:
             p.c0, p.c_n = input_of(state[1], self.keep), data_of(state[1])
-        self.small = 8 * p.B * p.H * (p.I + p.H) < SMALL
+        self.small = 8 * p.B * p.H * (p.I + p.H) < PYRNN_SHARED_FROM
         p.threads = 1
         self.workspace = np.empty(table().recurrent_workspace[packed.kind](p, 0), np.uint8)
 

@@ -13,6 +13,8 @@ cdef extern from "pyrnn_kernels.h" nogil:
         PYRNN_GRU_AFTER
         PYRNN_GRU_BEFORE
 
+    double PYRNN_SHARED_FROM
+
     ctypedef struct pyrnn_recurrent:
         ptrdiff_t B, T, I, H
         int cell, reverse, threads

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import FLOATS, check_lengths, refuse_foreign, valid_steps
-from ..autograd import Tensor, functions
-from ..autograd.tensor import namespace
+from .._checks import FLOATS, refuse_foreign
 from ..ops.shapes import Sizes, describe, match_shape
 
 
@@ -75,20 +73,3 @@ def check_states(state: Any, names: Sequence[str], stateful: Sequence[bool]) -> 
                 f"state[{index}]: expected () for a {name}, which has no state, got a {type(entry).__name__}"
             )
     return state
-
-
-def padding_of(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
-    """Return booleans (B, T), True where a step is padding."""
-    if getattr(x, "ndim", 0) < 2:
-        raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
-    batch, time = x.shape[:2]
-    return ~valid_steps(check_lengths("lengths", lengths, batch, time), time)
-
-
-def blank(x: Any, padding: Any) -> Any:
-    """Return ``x`` with zeros in place of its padded steps."""
-    xp = namespace(x.data if isinstance(x, Tensor) else x)
-    where = xp.asarray(padding).reshape(padding.shape + (1,) * (x.ndim - 2))
-    if isinstance(x, Tensor):
-        return functions.where(where, 0.0, x)
-    return xp.where(where, x.dtype.type(0), x)

@@ -13,12 +13,29 @@ from typing import TYPE_CHECKING, Any
 from .._checks import check_count, check_lengths
 from ..autograd import Tensor
 from ..backend import choose
-from ._checks import blank, check_array, check_recurrent_state, check_states, padding_of
+from ._checks import check_array, check_recurrent_state, check_states
+from ._sequence import in_turn
 
 if TYPE_CHECKING:
     from .module import Module
 
 Step = Callable[[Any, Any], Any]  # x_t (B, ...), out or None -> y_t
+
+
+def _chain(steps: list[Step]) -> Step:
+    """Return several steps, each on the output of the one before, as one."""
+    if not steps:
+        return lambda x, out: x
+    *first, last = steps
+    if not first:
+        return last
+
+    def chain(x: Any, out: Any) -> Any:
+        for step in first:
+            x = step(x, None)
+        return last(x, out)
+
+    return chain
 
 
 class Part:
@@ -147,37 +164,21 @@ class FrozenRecurrent(Part):
         return x, new
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        steppers = [getattr(packed, "stepper", None) for (packed,) in self.layers]
-        if all(steppers):  # a backend's own way to take a step
-            *first, last = [
-                stepper(tuple(leaf[:, index] for leaf in state)) for index, stepper in enumerate(steppers) if stepper
-            ]
-            if not first:
-                return last
+        views = [tuple(leaf[:, index] for leaf in state) for index in range(len(self.layers))]
+        return _chain([self._layer_step(packed, view) for (packed,), view in zip(self.layers, views, strict=True)])
 
-            def steps(x: Any, out: Any) -> Any:
-                for layer in first:
-                    x = layer(x, None)
-                return last(x, out)
-
-            return steps
-        run = self._run_op
-        batch, hidden = state[0].shape[0], self.hidden_size
-        *first, last = [
-            (packed, tuple(leaf[:, index] for leaf in state)) for index, (packed,) in enumerate(self.layers)
-        ]
-        between = [(*layer, self.backend.xp.empty((batch, 1, hidden), self.dtype)) for layer in first]
-        last_packed, last_state = last
-        empty = self.backend.xp.empty
+    def _layer_step(self, packed: Any, state: tuple[Any, ...]) -> Step:
+        """Return the step of one layer: the backend's own where it has one."""
+        stepper = getattr(packed, "stepper", None)
+        if stepper is not None:
+            own: Step = stepper(state)
+            return own
+        shape = state[0].shape
 
         def step(x: Any, out: Any) -> Any:
-            x = x[:, None]
-            for packed, views, y in between:
-                run(packed, x, views, out=(y, views))
-                x = y
             if out is None:
-                out = empty((batch, hidden), self.dtype)
-            run(last_packed, x, last_state, out=(out[:, None], last_state))
+                out = self.backend.xp.empty(shape, self.dtype)
+            self._run_op(packed, x[:, None], state, out=(out[:, None], state))
             return out
 
         return step
@@ -215,31 +216,10 @@ class FrozenSequential(Part):
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
         states = (None,) * len(self.parts) if state is None else state
-        padding = None if lengths is None else padding_of(x, lengths)
-        clean = padding is None
-        new = []
-        for part, entry in zip(self.parts, states, strict=True):
-            if part.stateful:
-                x, entry = part.run(x, entry, lengths)
-                clean = True
-            else:
-                x, entry = part.run(x if clean else blank(x, padding), (), None)
-                clean = padding is None
-            new.append(entry)
-        return x if clean else blank(x, padding), tuple(new)
+        return in_turn([(part.stateful, part.run) for part in self.parts], x, states, lengths)
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        steps = [part.step(entry) for part, entry in zip(self.parts, state, strict=True)]
-        if not steps:
-            return lambda x, out: x
-        *first, last = steps
-
-        def step(x: Any, out: Any) -> Any:
-            for part in first:
-                x = part(x, None)
-            return last(x, out)
-
-        return step
+        return _chain([part.step(entry) for part, entry in zip(self.parts, state, strict=True)])
 
     def blocking(self) -> Iterator[str]:
         for index, part in enumerate(self.parts):

@@ -14,7 +14,8 @@ from ..autograd.tensor import namespace
 from ..backend import choose
 from ..ops import basic
 from . import init
-from ._checks import blank, check_array, check_dtype, check_probability, check_states, padding_of
+from ._checks import check_array, check_dtype, check_probability, check_states
+from ._sequence import Call, in_turn
 from .frozen import FrozenLayer, FrozenLinear, FrozenSequential, Part
 from .init import Seed
 from .module import Module, Parameter, SequenceLayer, Shapes, registered
@@ -319,19 +320,14 @@ class Sequential(SequenceLayer):
         """
         stateful = [isinstance(layer, SequenceLayer) for layer in self]
         states = check_states(state, [type(layer).__name__ for layer in self], stateful)
-        padding = None if lengths is None else padding_of(x, lengths)
-        clean = padding is None  # whether padded steps hold zeros, or there are none
-        new = []
-        for layer, entry in zip(self, states, strict=True):
-            if isinstance(layer, SequenceLayer):
-                x, entry = layer(x, entry, lengths=lengths)
-                clean = True
-            else:
-                # Zeros in: what a step without a state makes of NaN would still meet the weights' gradients.
-                x = layer(x if clean else blank(x, padding))
-                clean, entry = padding is None, ()
-            new.append(entry)
-        return x if clean else blank(x, padding), tuple(new)
+        return in_turn(zip(stateful, map(_call, self), strict=True), x, states, lengths)
 
     def _freeze(self) -> Part:
         return FrozenSequential([layer._freeze() for layer in self])
+
+
+def _call(layer: Module) -> Call:
+    """Return a layer's call in the form of one with a state."""
+    if isinstance(layer, SequenceLayer):
+        return lambda x, state, lengths: layer(x, state, lengths=lengths)
+    return lambda x, state, lengths: (layer(x), ())

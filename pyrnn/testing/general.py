@@ -360,11 +360,7 @@ def backward(subject: Subject, call: Call) -> None:
 def inference(subject: Subject, call: Call) -> None:
     """With ``needs=None`` a forward keeps nothing for a backward."""
     assert isinstance(subject, BackendSubject)
-    declared = call.declared
-    given = call.options
-    filled = {name: given.get(name, option.default) for name, option in declared.options.items()}
-    arrays = subject.arrays(call)
-    checked, options = declared.check([arrays.get(name) for name in declared.arrays], filled, subject.backend)
+    checked, options = arguments(call, subject.arrays(call), subject.backend)
     _, saved = getattr(subject.backend, f"{call.op}_forward")(checked, options, needs=None)
     if saved is not None:
         raise AssertionError(f"saved: expected None in inference, got a {type(saved).__name__}")
@@ -381,15 +377,14 @@ def packed(subject: Subject, call: Call) -> None:
     """Weights packed once give each bit that the forward gives, whatever becomes of them; in arrays given as well."""
     assert isinstance(subject, BackendSubject)
     declared, backend = call.declared, subject.backend
-    arrays = subject.arrays(call)
-    filled = {name: call.options.get(name, option.default) for name, option in declared.options.items()}
-    checked, options = declared.check([arrays.get(name) for name in declared.arrays], filled, backend)
+    checked, options = arguments(call, subject.arrays(call), backend)
     names = list(declared.outputs)
     want = subject.forward(call)
     states = declared.state or ()
+    first, *_ = declared.arrays
     weights = {
-        name: None if array is None or name in states or name == names_of(declared)[0] else array.copy()
-        for name, array in zip(names_of(declared), checked, strict=True)
+        name: None if array is None or name in (first, *states) else array.copy()
+        for name, array in zip(declared.arrays, checked, strict=True)
     }
     lengths = {"lengths": None} if "lengths" in declared.options else {}
     made = getattr(backend, f"{call.op}_pack")(declared.Arrays(**weights), options._replace(**lengths))
@@ -412,10 +407,6 @@ def packed(subject: Subject, call: Call) -> None:
             same_bits(f"{label}{name}", to_host(got), want[name], "expected what the forward gives")
     for name, got in zip(names, out, strict=True):
         same_bits(f"out of {name}", to_host(got), want[name], "expected what the forward gives")
-
-
-def names_of(declared: Any) -> list[str]:
-    return list(declared.arrays)
 
 
 @prop("concurrency", backward=True, share=0.1, draws={"regimes": ("small", "busy")})

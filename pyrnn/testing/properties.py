@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import Backend
 from ..ops.declaration import Op
 from ..reference.backend import ReferenceBackend
 from .bounds import Bounded, BoundedReference, allowed
@@ -112,11 +113,13 @@ class Expected:
     backend: BoundedReference
 
 
-def arguments(call: Call, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return a call's arrays and options as a backend takes them."""
+def arguments(call: Call, arrays: Mapping[str, Any], backend: Backend | None = None) -> tuple[Any, Any]:
+    """Return a call's arrays and options as a backend takes them, the reference by default."""
     given = call.options
     filled = {name: given.get(name, option.default) for name, option in call.declared.options.items()}
-    return call.declared.check([arrays.get(name) for name in call.declared.arrays], filled, ReferenceBackend())
+    return call.declared.check(
+        [arrays.get(name) for name in call.declared.arrays], filled, backend or ReferenceBackend()
+    )
 
 
 def expected(call: Call, arrays: Mapping[str, Any] | None = None) -> Expected:

@@ -17,6 +17,9 @@ typedef struct {
 
 enum pyrnn_cell { PYRNN_RNN_TANH, PYRNN_RNN_RELU, PYRNN_LSTM, PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE };
 
+/* Floating-point operations of a recurrent call from which threads share it. */
+#define PYRNN_SHARED_FROM 5e5
+
 /* One recurrent layer over a batch of sequences, forward or backward.
 
    Rows are processed longest first: row i of every buffer of the kernel's own belongs to row order[i] of the

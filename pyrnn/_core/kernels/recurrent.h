@@ -55,7 +55,7 @@ static split_t choose_split(
     const double columns = CELLS[p->cell].gates * (double)p->H, work = 2 * (double)p->B * columns * (double)(p->I + p->H);
     *threads = p->threads;
     *brief = work * (double)total_steps < 2e7;
-    if (work * (double)total_steps < 5e5) *threads = 1;
+    if (work * (double)total_steps < PYRNN_SHARED_FROM) *threads = 1;
     if (*threads == 1) return BY_ROWS;
     const ptrdiff_t rows = (p->B + *threads - 1) / *threads, blocks = (unit_blocks + *threads - 1) / *threads;
     if (p->T == 1 && unit_blocks > 1) return BY_UNITS;

@@ -1,0 +1,53 @@
+"""Layers one after the other, and what becomes of padding between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .._checks import check_lengths, valid_steps
+from ..autograd import Tensor, functions
+from ..autograd.tensor import namespace
+
+Call = Callable[[Any, Any, Any], tuple[Any, Any]]  # x, state, lengths -> y, state
+
+
+def in_turn(
+    layers: Iterable[tuple[bool, Call]], x: Any, states: Iterable[Any], lengths: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run layers, each with whether it has a state, from one state each: y and the states after it.
+
+    A layer with a state knows ``lengths``; the others act on each step alone, padding too.
+    """
+    padding = None if lengths is None else padding_of(x, lengths)
+    clean = padding is None  # whether padded steps hold zeros, or there are none
+    new = []
+    for (stateful, call), entry in zip(layers, states, strict=True):
+        if stateful:
+            x, entry = call(x, entry, lengths)
+            clean = True
+        else:
+            # Zeros in: what a step without a state makes of NaN would still meet the weights' gradients.
+            x, entry = call(x if clean else blank(x, padding), (), None)
+            clean = padding is None
+        new.append(entry)
+    return x if clean else blank(x, padding), tuple(new)
+
+
+def padding_of(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
+    """Return booleans (B, T), True where a step is padding."""
+    if getattr(x, "ndim", 0) < 2:
+        raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
+    batch, time = x.shape[:2]
+    return ~valid_steps(check_lengths("lengths", lengths, batch, time), time)
+
+
+def blank(x: Any, padding: Any) -> Any:
+    """Return ``x`` with zeros in place of its padded steps."""
+    xp = namespace(x.data if isinstance(x, Tensor) else x)
+    where = xp.asarray(padding).reshape(padding.shape + (1,) * (x.ndim - 2))
+    if isinstance(x, Tensor):
+        return functions.where(where, 0.0, x)
+    return xp.where(where, x.dtype.type(0), x)
