@@ -10,7 +10,9 @@ from .backend import Backend, BackendUnavailableError, backends, get_backend, us
 from .config import empty_cache, show_config
 from .dlpack import from_dlpack
 from .ops import vjp
+from .ops.attention import additive_attention, attention, multiplicative_attention
 from .ops.basic import cross_entropy, embedding, layer_norm, linear, softmax
+from .ops.conv import causal_conv1d
 from .ops.recurrent import gru, lstm, rnn
 from .threads import get_num_threads, num_threads, set_num_threads
 
@@ -22,8 +24,11 @@ __all__ = [
     "BackendUnavailableError",
     "Tensor",
     "__version__",
+    "additive_attention",
+    "attention",
     "autograd",
     "backends",
+    "causal_conv1d",
     "cross_entropy",
     "data",
     "detach",
@@ -37,6 +42,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "lstm",
+    "multiplicative_attention",
     "nn",
     "no_grad",
     "num_threads",

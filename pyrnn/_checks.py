@@ -61,6 +61,14 @@ def check_positive(name: str, value: Any) -> float:
     return number
 
 
+def check_finite(name: str, value: Any) -> float:
+    """Return a finite number."""
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return number
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
@@ -81,7 +89,9 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
-def check_lengths(name: str, value: Any, batch: int | None = None, time: int | None = None) -> NDArray[np.int64]:
+def check_lengths(
+    name: str, value: Any, batch: int | None = None, time: int | None = None, symbol: str = "T"
+) -> NDArray[np.int64]:
     """Return lengths as a new array (B,) of int64: ``batch`` of them and each from 0 to ``time``, where given."""
     if not isinstance(value, (np.ndarray, list, tuple)):
         raise TypeError(f"{name}: expected a sequence or numpy array of integers on the host, got {type_name(value)}")
@@ -91,7 +101,7 @@ def check_lengths(name: str, value: Any, batch: int | None = None, time: int | N
     if array.ndim != 1 or (batch is not None and len(array) != batch):
         raise ValueError(f"{name}: expected shape (B,){'' if batch is None else f' = ({batch},)'}, got {array.shape}")
     if array.size and (array.min() < 0 or (time is not None and array.max() > time)):
-        highest = "on" if time is None else f"to T = {time}"
+        highest = "on" if time is None else f"to {symbol} = {time}"
         raise ValueError(f"{name}: expected values from 0 {highest}, got {array.min()} to {array.max()}")
     return array.astype(np.int64, copy=False)
 

@@ -44,6 +44,8 @@ class Op:
     state
         The arrays that are a state, in the order of the outputs after the first. An op that has this declared, be it
         empty, can be packed: all its arrays but the first and these are weights.
+    derived
+        Symbols whose size follows from other sizes and the options.
     rule
         Raises ValueError where arrays and options don't fit together.
     """
@@ -57,6 +59,7 @@ class Op:
         optional: Mapping[str, str] | None = None,
         options: Mapping[str, Option] | None = None,
         state: tuple[str, ...] | None = None,
+        derived: Mapping[str, Callable[[Sizes, Any], int]] | None = None,
         rule: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self.name = name
@@ -64,6 +67,7 @@ class Op:
         self.required = tuple(arrays)
         self.outputs = dict(outputs)
         self.options = dict(options or {})
+        self.derived = dict(derived or {})
         self.rule = rule
         self.function: Callable[..., Any] | None = None
         self.Arrays = _record(f"{name}_arrays", self.arrays)
@@ -150,7 +154,15 @@ class Op:
         )
         if self.rule is not None:
             self.rule(arrays, options)
+        self._check_derived(values, sizes, options)
         return arrays, options
+
+    def _check_derived(self, values: Sequence[Any], sizes: Sizes, options: Any) -> None:
+        for symbol, size in self.derived.items():
+            wanted = {**sizes, symbol: size(sizes, options)}
+            for (name, shape), value in zip(self.arrays.items(), values, strict=True):
+                if value is not None and symbol in shape.split() and sizes[symbol] != wanted[symbol]:
+                    raise ValueError(f"{name}: expected shape {describe(shape, wanted)}, got {tuple(value.shape)}")
 
     def _bind(self, values: Sequence[Any], config: dict[str, Any]) -> dict[str, Any]:
         """Return the arrays by name; those given by keyword are taken out of ``config``."""

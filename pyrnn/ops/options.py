@@ -8,9 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import check_choice, check_flag, check_lengths, check_positive
+from .._checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_flag,
+    check_lengths,
+    check_number,
+    check_positive,
+    type_name,
+)
 from ..backend import Backend
-from .shapes import Sizes, match_shape
+from .shapes import Sizes, is_broadcast, match_shape
 
 
 class Option(NamedTuple):
@@ -69,13 +78,94 @@ def axis(default: int) -> Option:
     return Option(default, check, "axis")
 
 
-def lengths() -> Option:
-    """Declare the valid steps of each row: host integers (B,) from 0 to T, or None for all."""
+def number(default: float | None) -> Option:
+    """Declare an option that is a finite number; None is a default that the op itself explains."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> float | None:
+        return None if value is None and default is None else check_finite(name, value)
+
+    return Option(default, check, "number")
+
+
+def whole(default: int) -> Option:
+    """Declare an option that is a whole number of at least 1."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> int:
+        return check_count(name, value)
+
+    return Option(default, check, "whole")
+
+
+def probability() -> Option:
+    """Declare an option that is a probability below 1; 0 by default."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> float:
+        return check_number(name, value, below=1)
+
+    return Option(0.0, check, "probability")
+
+
+def seed() -> Option:
+    """Declare the seed of what is random: a whole number of 64 bits, or None where nothing is."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> int | None:
+        if value is not None and check_count(name, value, minimum=0) >= 2**64:
+            raise ValueError(f"{name}: expected a whole number below 2**64, got {value}")
+        return None if value is None else int(value)
+
+    return Option(None, check, "seed")
+
+
+def lengths(bound: str = "T") -> Option:
+    """Declare the valid steps of each row: host integers (B,) from 0 to the bound's size, or None for all."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> np.ndarray | None:
-        return None if value is None else check_lengths(name, value, sizes["B"], sizes["T"])
+        return None if value is None else check_lengths(name, value, sizes["B"], sizes[bound], bound)
 
-    return Option(None, check, "lengths", shape="B")
+    return Option(None, check, "lengths", shape="B", bound=bound)
+
+
+def window() -> Option:
+    """Declare a window (left, right) around each position: whole numbers, None where there is no limit."""
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> tuple[int | None, int | None] | None:
+        if value is None:
+            return None
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise TypeError(f"{name}: expected a pair (left, right), got {value!r}")
+        left, right = (None if side is None else check_count(name, side, minimum=0) for side in value)
+        return left, right
+
+    return Option(None, check, "window")
+
+
+def positions(first: Callable[[Sizes], int]) -> Option:
+    """Declare where each row's first element stands: host integers (B,), or one for all; backends get (B,) int64.
+
+    ``first`` gives the default.
+    """
+
+    def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> np.ndarray:
+        batch = sizes["B"]
+        if value is None:
+            return np.full(batch, first(sizes), np.int64)
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            value = [value] * batch
+        if not isinstance(value, (np.ndarray, list, tuple)):
+            raise TypeError(f"{name}: expected a whole number or integers (B,) on the host, got {type_name(value)}")
+        array = np.array(value)  # a copy: checked and kept, whatever its owner does with it
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
+        if array.shape != (batch,):
+            raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {array.shape}")
+        if array.size and max(abs(int(array.min())), abs(int(array.max()))) > FARTHEST:
+            raise ValueError(f"{name}: expected values from -2**31 to 2**31, got {array.min()} to {array.max()}")
+        return array.astype(np.int64, copy=False)
+
+    return Option(None, check, "positions", shape="B")
+
+
+FARTHEST = 2**31  # a position, from 0: they are added up in 64 bits
 
 
 def indices(shape: str, bound: str = "") -> Option:
@@ -104,7 +194,7 @@ def check_range(name: str, array: Any, size: int, symbol: str) -> None:
 
 
 def mask(shape: str) -> Option:
-    """Declare a boolean array, True where an element counts; None for all."""
+    """Declare a boolean array, True where an element counts; None for all. One that is broadcast gets all dimensions."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
         if value is None:
@@ -113,6 +203,6 @@ def mask(shape: str) -> Option:
         if array.dtype != np.bool_:
             raise TypeError(f"{name}: expected booleans (True = counts), got {array.dtype}")
         match_shape(name, shape, array.shape, sizes)
-        return array
+        return array.reshape((1,) * (len(shape.split()) - array.ndim) + array.shape) if is_broadcast(shape) else array
 
     return Option(None, check, "mask", shape=shape)

@@ -1,7 +1,8 @@
 """Symbolic shapes: ``"B T 4H"`` held against the shape that came.
 
 A symbol is bound by the first array that has it, ``4H`` is four times it, and a leading ``...`` stands for any
-number of dimensions, the same in every array of the call.
+number of dimensions, the same in every array of the call. A shape of ``N?`` alone is one that is broadcast: each
+dimension is the symbol's size or 1, and those on the left may be missing. ``I/g`` is a symbol like any other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ def split_dimension(dimension: str) -> tuple[int, str]:
     """Split ``"4H"`` into 4 and ``"H"``."""
     symbol = dimension.lstrip("0123456789")
     return int(dimension[: len(dimension) - len(symbol)] or 1), symbol
+
+
+def is_broadcast(shape: str) -> bool:
+    """Tell whether a symbolic shape is one that is broadcast."""
+    return shape.endswith("?")
 
 
 @cache
@@ -35,8 +41,15 @@ def match_shape(name: str, shape: str, given: Sequence[int], sizes: Sizes) -> No
     ValueError
         With the array's name, the shape expected in symbols and numbers, and the shape given.
     """
-    leading, dimensions = _parsed(shape)
-    if leading:
+    leading, dimensions = _parsed(shape.replace("?", ""))
+    if is_broadcast(shape):
+        given_last = (1,) * (len(dimensions) - len(given)) + tuple(given)
+        matches = len(given) <= len(dimensions) and all(
+            size in (1, times * sizes[symbol]) for (times, symbol), size in zip(dimensions, given_last, strict=True)
+        )
+        dimensions = ()
+        given_last = ()
+    elif leading:
         cut = len(given) - len(dimensions)
         matches = cut >= 0 and sizes.setdefault("...", tuple(given[:cut])) == tuple(given[:cut])
         given_last = given[max(cut, 0) :]
@@ -57,12 +70,13 @@ def describe(shape: str, sizes: Sizes) -> str:
     """Write a shape in symbols and, as far as they are bound, in numbers: ``(4H, I) = (32, 5)``."""
     symbols, numbers = [], []
     for dimension in shape.split():
-        symbols.append(dimension)
+        symbols.append(dimension.replace("?", " or 1"))
         if dimension == "...":
             numbers += [str(size) for size in sizes.get("...", ("...",))]
         else:
-            times, symbol = split_dimension(dimension)
-            numbers.append(str(sizes[symbol] * times) if symbol in sizes else dimension)
+            times, symbol = split_dimension(dimension.removesuffix("?"))
+            number = str(sizes[symbol] * times) if symbol in sizes else dimension
+            numbers.append(f"{number} or 1" if dimension.endswith("?") and number != "1" else number)
     left, right = (
         f"({', '.join(part)}{',' if len(part) == 1 and part != ['...'] else ''})" for part in (symbols, numbers)
     )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from ..backend import Backend, Claim
+from .attention import AttentionOps
+from .conv import ConvOps
 from .recurrent import RecurrentOps
 
 
-class ReferenceBackend(RecurrentOps, Backend):
+class ReferenceBackend(RecurrentOps, AttentionOps, ConvOps, Backend):
     """Plain NumPy. BLAS adds in an order of its own, so no bitwise invariance is claimed."""
 
     name = "reference"
-    claims = {
-        op: Claim() for op in ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy")
-    }
+    claims = dict.fromkeys(
+        (
+            "rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "causal_conv1d",
+            "linear", "layer_norm", "softmax", "embedding", "cross_entropy",
+        ),
+        Claim(),
+    )  # fmt: skip
