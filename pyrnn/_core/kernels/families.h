@@ -10,5 +10,8 @@
 #include "recurrent_backward.h"
 #include "linear.h"
 #include "rows.h"
+#include "attention.h"
+#include "attention_forward.h"
+#include "attention_backward.h"
 #include "embedding.h"
 #include "update.h"
