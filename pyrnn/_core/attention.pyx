@@ -2,13 +2,16 @@
 """The attention family on the C kernels."""
 
 import math
+from collections import namedtuple
 
 import numpy as np
 
 from pyrnn._core.memory cimport new_empty
 from pyrnn._core.runtime cimport (
-    PYRNN_FAR, PYRNN_KEY_SPLIT, contiguous, data_of, is_double, pyrnn_attention, pyrnn_in4, stride_of, table, threads,
+    PYRNN_FAR, PYRNN_KEY_SPLIT, contiguous, data_of, interrupted, is_double, pyrnn_alignment, pyrnn_attention, pyrnn_in4,
+    raise_pending, stride_of, table, threads,
 )
+from pyrnn._core.basic import BasicOps
 from pyrnn.backend import KEY_SPLIT
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
@@ -67,12 +70,27 @@ cdef pyrnn_attention described(object arrays, object config, list keep) except *
         p.seed, p.drop_below = config.seed, <uint32_t>min(2**32 - 1, math.ceil(config.dropout * 2**32))
     p.q, p.k, p.v = input4_of(arrays.q, keep), input4_of(arrays.k, keep), input4_of(arrays.v, keep)
     p.bias, p.mask = input4_of(arrays.bias, keep), input4_of(config.mask, keep)
+    p.interrupted = interrupted
     keep.append(config)
     return p
 
 
+cdef int run(pyrnn_attention *p, int kind, bint back) except -1:
+    cdef int stopped
+    workspace = new_empty((table().attention_workspace[kind](p, back),), np.uint8)
+    p.workspace = data_of(workspace)
+    with nogil:
+        if back:
+            stopped = table().attention_backward[kind](p)
+        else:
+            stopped = table().attention_forward[kind](p)
+    if stopped:
+        raise_pending()
+    return 0
+
+
 class AttentionOps:
-    """attention of the cython backend."""
+    """attention, additive_attention, multiplicative_attention of the cython backend."""
 
     def attention_forward(self, arrays, config, *, needs=None):
         cdef list keep = []
@@ -82,10 +100,7 @@ class AttentionOps:
         stats = np.empty((p.B, p.Hq, p.N, 2), y.dtype) if needs else None
         p.y, p.stats = data_of(y), data_of(stats)
         set_rows(p.y_stride, y)
-        workspace = new_empty((table().attention_workspace[kind](&p),), np.uint8)
-        p.workspace = data_of(workspace)
-        with nogil:
-            table().attention_forward[kind](&p)
+        run(&p, kind, False)
         return (y,), (arrays, config, y.copy("K") if needs else None, stats) if needs else None
 
     def attention_backward(self, saved, grad_outputs, *, needs):
@@ -106,8 +121,125 @@ class AttentionOps:
         set_rows(p.dv_stride, dv)
         if dbias is not None:
             p.bias_shape[0], p.bias_shape[1], p.bias_shape[2], p.bias_shape[3] = (1,) * (4 - dbias.ndim) + dbias.shape
-        workspace = new_empty((table().attention_back_workspace[kind](&p),), np.uint8)
-        p.workspace = data_of(workspace)
-        with nogil:
-            table().attention_backward[kind](&p)
+        run(&p, kind, True)
         return type(needs)(q=dq, k=dk, v=dv, bias=dbias)
+
+    def additive_attention_forward(self, arrays, config, *, needs=None):
+        query, of_query = linear(arrays.query, arrays.w_query, needs)
+        keys, of_keys = linear(arrays.keys, arrays.w_key, needs)
+        v = contiguous(arrays.v)
+        outputs, saved = align(query, keys, arrays.values, v, 1.0, config, needs)
+        return outputs, (arrays, config, of_query, of_keys, saved) if needs else None
+
+    def additive_attention_backward(self, saved, grad_outputs, *, needs):
+        arrays, config, of_query, of_keys, aligned = saved
+        dquery, dkeys, dvalues, dv = align_back(aligned, grad_outputs)
+        query, w_query = linear_back(of_query, dquery, needs.query, needs.w_query, seen_along(config, aligned, 2))
+        keys, w_key = linear_back(of_keys, dkeys, needs.keys, needs.w_key, seen_along(config, aligned, 1))
+        return type(needs)(
+            query=query, keys=keys, values=dvalues if needs.values else None, w_query=w_query, w_key=w_key, v=dv if needs.v else None
+        )
+
+    def multiplicative_attention_forward(self, arrays, config, *, needs=None):
+        query, of_query = (arrays.query, None) if arrays.w is None else linear(arrays.query, arrays.w.T, needs)
+        outputs, saved = align(query, arrays.keys, arrays.values, None, config.scale, config, needs)
+        return outputs, (config, of_query, saved) if needs else None
+
+    def multiplicative_attention_backward(self, saved, grad_outputs, *, needs):
+        config, of_query, aligned = saved
+        dquery, dkeys, dvalues, _ = align_back(aligned, grad_outputs)
+        w = None
+        if of_query is not None:
+            dquery, w = linear_back(of_query, dquery, needs.query, needs.w, seen_along(config, aligned, 2))
+        return type(needs)(
+            query=dquery if needs.query else None, keys=dkeys if needs.keys else None,
+            values=dvalues if needs.values else None, w=None if w is None else np.ascontiguousarray(w.T),
+        )
+
+
+# --- additive and multiplicative: mapped by the linear op, then one kernel ---------------------------------------------
+
+LinearArrays = namedtuple("LinearArrays", ("x", "w", "b"))
+LinearOutputs = namedtuple("LinearOutputs", ("y",))
+_basic = BasicOps()
+
+
+def linear(x, w, needs):
+    """Return x wᵀ, and what its backward needs."""
+    (y,), saved = _basic.linear_forward(LinearArrays(x, w, None), None, needs=needs)
+    return y, saved
+
+
+def linear_back(saved, dy, of_x, of_w, seen):
+    """Return the gradients of x and w. Rows that are not seen add nothing, be they NaN."""
+    if seen is not None:
+        saved = saved._replace(x=np.where(seen[..., None], saved.x, 0).astype(saved.x.dtype))
+    grads = _basic.linear_backward(saved, LinearOutputs(dy), needs=LinearArrays(of_x, of_w, False))
+    return grads.x, grads.w
+
+
+def seen_along(config, aligned, axis):
+    """Return which queries (axis 2) or keys (axis 1) are seen at all, or None where all are."""
+    if config.mask is None and config.lengths is None:
+        return None
+    alpha = aligned[4][1]
+    seen = np.ones((1, 1, 1), bool) if config.mask is None else config.mask
+    if config.lengths is not None:
+        seen = seen & (np.arange(alpha.shape[2]) < config.lengths[:, None])[:, None]
+    return np.broadcast_to(seen, alpha.shape).any(axis=axis)
+
+
+cdef object in_whole_vectors(object array):
+    """Return an array (B, M, D) as a contiguous one, zeros after D up to whole vectors."""
+    cdef ptrdiff_t lanes = table().unit_block[is_double(array)]
+    wide = (array.shape[2] + lanes - 1) // lanes * lanes
+    if wide == array.shape[2]:
+        return contiguous(array)
+    padded = np.zeros((*array.shape[:2], wide), array.dtype)
+    padded[..., : array.shape[2]] = array
+    return padded
+
+
+cdef pyrnn_alignment aligned_of(object query, object keys, object values, object v, object config, ptrdiff_t columns) except *:
+    cdef pyrnn_alignment p
+    memset(&p, 0, sizeof(pyrnn_alignment))
+    p.B, p.N, p.A = query.shape
+    p.M, p.Dv, p.threads = keys.shape[1], columns, threads()
+    p.query, p.keys, p.values, p.v = data_of(query), data_of(keys), data_of(values), data_of(v)
+    p.lengths = <const int64_t *>data_of(config.lengths)
+    p.mask = input4_of(config.mask, [])  # the configuration keeps it
+    return p
+
+
+def align(query, keys, values, v, scale, config, needs):
+    """Return the context and the weights, and what the backward needs."""
+    query, keys, wide = contiguous(query), contiguous(keys), in_whole_vectors(values)
+    cdef pyrnn_alignment p = aligned_of(query, keys, wide, v, config, values.shape[2])
+    cdef int kind = is_double(query)
+    p.scale = scale
+    ctx, alpha = new_empty((p.B, p.N, p.Dv), query.dtype), new_empty((p.B, p.N, p.M), query.dtype)
+    p.ctx, p.alpha = data_of(ctx), data_of(alpha)
+    workspace = new_empty((table().alignment_workspace[kind](&p, 0),), np.uint8)
+    p.workspace = data_of(workspace)
+    with nogil:
+        table().alignment_forward[kind](&p)
+    return (ctx, alpha), (query, keys, wide, v, (ctx.copy(), alpha.copy()), scale, config) if needs else None
+
+
+def align_back(saved, grad_outputs):
+    """Return the gradients of the mapped queries and keys, of the values and of v."""
+    query, keys, wide, v, (ctx, alpha), scale, config = saved
+    cdef pyrnn_alignment p = aligned_of(query, keys, wide, v, config, ctx.shape[2])
+    cdef int kind = is_double(query)
+    p.scale = scale
+    dctx, dalpha = (None if grad is None else contiguous(grad) for grad in grad_outputs)
+    dquery, dkeys = new_empty(query.shape, query.dtype), new_empty(keys.shape, query.dtype)
+    dvalues = new_empty((p.B, p.M, p.Dv), query.dtype)
+    dv = None if v is None else np.empty(p.A, query.dtype)
+    p.ctx, p.alpha, p.dctx, p.dalpha = data_of(ctx), data_of(alpha), data_of(dctx), data_of(dalpha)
+    p.dquery, p.dkeys, p.dvalues, p.dv = data_of(dquery), data_of(dkeys), data_of(dvalues), data_of(dv)
+    workspace = new_empty((table().alignment_workspace[kind](&p, 1),), np.uint8)
+    p.workspace = data_of(workspace)
+    with nogil:
+        table().alignment_backward[kind](&p)
+    return dquery, dkeys, dvalues, dv

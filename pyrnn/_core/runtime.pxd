@@ -73,6 +73,7 @@ cdef extern from "pyrnn_kernels.h" nogil:
         const int64_t *q_lengths
         pyrnn_in4 q, k, v, bias, mask
         void *workspace
+        int (*interrupted)() noexcept
         void *y
         ptrdiff_t y_stride[3]
         void *stats
@@ -85,6 +86,26 @@ cdef extern from "pyrnn_kernels.h" nogil:
         ptrdiff_t dk_stride[3]
         ptrdiff_t dv_stride[3]
         ptrdiff_t bias_shape[4]
+
+    ctypedef struct pyrnn_alignment:
+        ptrdiff_t B, N, M, A, Dv
+        int threads
+        double scale
+        const int64_t *lengths
+        pyrnn_in4 mask
+        const void *query
+        const void *keys
+        const void *values
+        const void *v
+        void *workspace
+        void *ctx
+        void *alpha
+        const void *dctx
+        const void *dalpha
+        void *dquery
+        void *dkeys
+        void *dvalues
+        void *dv
 
     ctypedef struct pyrnn_cross_entropy:
         ptrdiff_t M, C
@@ -157,10 +178,12 @@ cdef extern from "pyrnn_kernels.h" nogil:
         size_t (*linear_pack[2])(const pyrnn_linear *, void *) noexcept nogil
         void (*linear_forward[2])(const pyrnn_linear *) noexcept nogil
         void (*linear_backward[2])(const pyrnn_linear *) noexcept nogil
-        size_t (*attention_workspace[2])(const pyrnn_attention *) noexcept nogil
-        void (*attention_forward[2])(const pyrnn_attention *) noexcept nogil
-        size_t (*attention_back_workspace[2])(const pyrnn_attention *) noexcept nogil
-        void (*attention_backward[2])(const pyrnn_attention *) noexcept nogil
+        size_t (*attention_workspace[2])(const pyrnn_attention *, int) noexcept nogil
+        int (*attention_forward[2])(const pyrnn_attention *) noexcept nogil
+        int (*attention_backward[2])(const pyrnn_attention *) noexcept nogil
+        size_t (*alignment_workspace[2])(const pyrnn_alignment *, int) noexcept nogil
+        void (*alignment_forward[2])(const pyrnn_alignment *) noexcept nogil
+        void (*alignment_backward[2])(const pyrnn_alignment *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *) noexcept nogil

@@ -16,6 +16,8 @@
 #define PYRNN_ATTENTION_H
 #define KEY_SPLIT PYRNN_KEY_SPLIT
 #define ROWS_AT_ONCE 24 /* of queries */
+#define FEW_ROWS 4      /* for which packing the keys does not pay */
+#define AHEAD 16        /* keys, of a few rows, to be fetched from memory */
 #define BUSY_FLOPS 4e5  /* worth a second thread */
 
 /* The keys from first to last that a query sees, as far as its position and the lengths say. */
@@ -154,6 +156,39 @@ static inline void F(rows_by_keys)(
         F(rows_by_panel)((int)(wide / LANES), rows, p);
     }
 }
+
+#if defined(__AVX512F__)
+/* The same for a few rows, from keys as they lie: each square of them is transposed in registers, and used once. */
+ALWAYS_INLINE void F(few_rows_by_keys)(
+    const int rows, const REAL *rows_in, ptrdiff_t row, ptrdiff_t features, const REAL *keys, ptrdiff_t key_row, ptrdiff_t first,
+    ptrdiff_t last, REAL *scores, ptrdiff_t scores_row
+) {
+    for (ptrdiff_t j = first; j < last; j += LANES) {
+        F(vec) sum[FEW_ROWS] = {0};
+        for (ptrdiff_t d = 0; d < features; d += LANES) {
+            F(vec) square[LANES];
+            UNROLL for (int i = 0; i < LANES; i++) {
+                const REAL *key = keys + (j + i) * key_row + d;
+                __builtin_prefetch(key + AHEAD * key_row, 0, 3);
+                square[i] = j + i < last ? F(load_part)(key, features - d) : F(all)(0);
+            }
+            F(transpose_vectors)(square);
+            UNROLL for (int i = 0; i < LANES; i++)
+                UNROLL for (int r = 0; r < rows; r++) sum[r] = F(fma)(F(all)(rows_in[r * row + d + i]), square[i], sum[r]);
+        }
+        UNROLL for (int r = 0; r < rows; r++) F(store)(scores + r * scores_row + j, sum[r]);
+    }
+}
+static void F(few_scores)(
+    ptrdiff_t rows, const REAL *rows_in, ptrdiff_t row, ptrdiff_t features, const REAL *keys, ptrdiff_t key_row, ptrdiff_t first,
+    ptrdiff_t last, REAL *scores, ptrdiff_t scores_row
+) {
+    if (rows == 1) F(few_rows_by_keys)(1, rows_in, row, features, keys, key_row, first, last, scores, scores_row);
+    else if (rows == 2) F(few_rows_by_keys)(2, rows_in, row, features, keys, key_row, first, last, scores, scores_row);
+    else if (rows == 3) F(few_rows_by_keys)(3, rows_in, row, features, keys, key_row, first, last, scores, scores_row);
+    else F(few_rows_by_keys)(4, rows_in, row, features, keys, key_row, first, last, scores, scores_row);
+}
+#endif
 
 /* What a row's scores are made with: its exponents are scores · scale + added. */
 typedef struct {

@@ -33,6 +33,7 @@ typedef struct {
     F(back_scratch) *scratch;
     int threads;
     atomic_long next;
+    atomic_int stopped;
 } F(attention_back_plan);
 
 static void F(take_back)(const F(attention_back_plan) *plan, F(back_scratch) *s, arena_t *arena) {
@@ -311,7 +312,8 @@ static void F(attention_backward_work)(const member_t *me, void *context) {
     const ptrdiff_t more = p->dbias ? p->bias_shape[0] * p->bias_shape[1] * plan->bias_parts : 0;
     const int all = (p->dk || p->dv ? OF_KEYS : 0) | (p->dq ? OF_QUERIES : 0);
     ptrdiff_t task;
-    while ((task = atomic_fetch_add(&plan->next, 1)) < tasks + more) {
+    while (!atomic_load(&plan->stopped) && (task = atomic_fetch_add(&plan->next, 1)) < tasks + more) {
+        if (me->id == 0 && p->interrupted()) atomic_store(&plan->stopped, 1);
         if (task >= tasks) {
             F(bias_task)(plan, s, task - tasks);
             continue;
@@ -331,16 +333,22 @@ static void F(attention_backward_work)(const member_t *me, void *context) {
     }
 }
 
-static size_t F(attention_back_workspace)(const pyrnn_attention *p) {
-    F(attention_back_plan) plan;
+static size_t F(attention_workspace)(const pyrnn_attention *p, int backward) {
     arena_t arena = {NULL, 64};
-    F(plan_attention_back)(&plan, p, &arena);
+    if (backward) {
+        F(attention_back_plan) plan;
+        F(plan_attention_back)(&plan, p, &arena);
+    } else {
+        F(attention_plan) plan;
+        F(plan_attention)(&plan, p, &arena);
+    }
     return arena.used;
 }
 
-static void F(attention_backward)(const pyrnn_attention *p) {
+static int F(attention_backward)(const pyrnn_attention *p) {
     F(attention_back_plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_attention_back)(&plan, p, &arena);
     team_run(plan.threads, 0, F(attention_backward_work), &plan);
+    return plan.stopped;
 }

@@ -10,6 +10,7 @@ typedef struct {
     REAL *parts, *part_states;       /* with splits, of each task: sums [rows][Dvp], maxima and totals */
     int threads;
     atomic_long next;
+    atomic_int stopped;
 } F(attention_plan);
 
 static void F(plan_attention)(F(attention_plan) *plan, const pyrnn_attention *p, arena_t *arena) {
@@ -144,7 +145,12 @@ static void F(attend_split)(
     const ptrdiff_t Dp = round_up(p->D, LANES);
     for (ptrdiff_t r = 0; r < rows; r++)
         F(pack_rows)(queries + r * Dp, F(at4)(&p->q, b, places[r].head, places[r].i), 0, p->q.stride[3], 1, p->D);
-    F(rows_by_keys)(queries, Dp, rows, p->D, keys, here, from, to, scores, KEY_SPLIT);
+#if defined(__AVX512F__)
+    if (!keys)
+        F(few_scores)(rows, queries, Dp, p->D, F(at4)(&p->k, b, shared, split), p->k.stride[2], from, smaller(here, to), scores, KEY_SPLIT);
+    else
+#endif
+        F(rows_by_keys)(queries, Dp, rows, p->D, keys, here, from, to, scores, KEY_SPLIT);
     REAL added[KEY_SPLIT], factors[2][STATE_ROWS];
     F(states) here_only;
     for (ptrdiff_t r = 0; r < rows; r++) {
@@ -209,13 +215,17 @@ static void F(attend_task)(const F(attention_plan) *plan, int thread, ptrdiff_t 
         to = smaller(to, (part + 1) * KEY_SPLIT);
     }
     const int in_place = last - first <= ROWS_AT_ONCE && plan->Dvp == p->Dv && p->v.stride[3] == 1;
+    int few = 0; /* rows, for which keys are not packed */
+#if defined(__AVX512F__)
+    few = last - first <= FEW_ROWS && p->k.stride[3] == 1;
+#endif
     for (ptrdiff_t split = from / KEY_SPLIT * KEY_SPLIT; split < to; split += KEY_SPLIT) {
         const ptrdiff_t here = smaller(KEY_SPLIT, p->M - split);
         const REAL *values = F(at4)(&p->v, b, shared, split);
-        F(pack_keys)(keys, F(at4)(&p->k, b, shared, split), p->k.stride[2], p->k.stride[3], here, p->D);
+        if (!few) F(pack_keys)(keys, F(at4)(&p->k, b, shared, split), p->k.stride[2], p->k.stride[3], here, p->D);
         if (!in_place) F(pack_rows)(packed, values, p->v.stride[2], p->v.stride[3], here, p->Dv);
         for (ptrdiff_t r = first; r < last; r += ROWS_AT_ONCE)
-            F(attend_split)(plan, thread, task, b, shared, r, smaller(last, r + ROWS_AT_ONCE), split, keys,
+            F(attend_split)(plan, thread, task, b, shared, r, smaller(last, r + ROWS_AT_ONCE), split, few ? NULL : keys,
                             in_place ? values : packed, in_place ? p->v.stride[2] : plan->Dvp, maxima + (r - first), totals + (r - first));
     }
     place = F(place_of)(p, b, shared, first);
@@ -246,23 +256,20 @@ static void F(attention_forward_work)(const member_t *me, void *context) {
     F(attention_plan) *plan = context;
     const ptrdiff_t heads = plan->p->B * plan->p->Hkv, tasks = heads * plan->blocks * plan->splits;
     ptrdiff_t task, first, last;
-    while ((task = atomic_fetch_add(&plan->next, 1)) < tasks) F(attend_task)(plan, me->id, task);
+    while (!atomic_load(&plan->stopped) && (task = atomic_fetch_add(&plan->next, 1)) < tasks) {
+        if (me->id == 0 && plan->p->interrupted()) atomic_store(&plan->stopped, 1);
+        F(attend_task)(plan, me->id, task);
+    }
     if (!plan->parts) return;
     team_wait(me);
     team_share(me, heads * plan->rows, 1, &first, &last);
     for (; first < last; first++) F(merge_parts)(plan, first / plan->rows, first % plan->rows);
 }
 
-static size_t F(attention_workspace)(const pyrnn_attention *p) {
-    F(attention_plan) plan;
-    arena_t arena = {NULL, 64};
-    F(plan_attention)(&plan, p, &arena);
-    return arena.used;
-}
-
-static void F(attention_forward)(const pyrnn_attention *p) {
+static int F(attention_forward)(const pyrnn_attention *p) {
     F(attention_plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_attention)(&plan, p, &arena);
     team_run(plan.threads, 0, F(attention_forward_work), &plan);
+    return plan.stopped;
 }

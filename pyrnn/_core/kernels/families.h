@@ -13,5 +13,6 @@
 #include "attention.h"
 #include "attention_forward.h"
 #include "attention_backward.h"
+#include "alignment.h"
 #include "embedding.h"
 #include "update.h"

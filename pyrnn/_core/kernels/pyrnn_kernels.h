@@ -84,6 +84,7 @@ typedef struct {
     pyrnn_in4 q, k, v;
     pyrnn_in4 bias, mask; /* data NULL if not given; strides 0 where they are broadcast; the mask's elements are bytes */
     void *workspace;
+    int (*interrupted)(void); /* asked now and then, by the calling thread; nonzero ends the call */
     void *y;             /* OUT of the forward, IN of the backward */
     ptrdiff_t y_stride[3];
     void *stats;         /* [B][Hq][N][2] maximum and inverse of the sum: OUT of the forward, NULL where not kept; then IN */
@@ -91,6 +92,21 @@ typedef struct {
     void *dq, *dk, *dv, *dbias; /* backward: OUT, NULL where not needed; dbias contiguous */
     ptrdiff_t dq_stride[3], dk_stride[3], dv_stride[3], bias_shape[4];
 } pyrnn_attention;
+
+/* Additive (v given) or multiplicative attention with its weights, forward or backward: query [B, N, A], keys [B, M, A] mapped;
+   values [B, M, Dv in whole vectors], zeros past Dv. All contiguous. */
+typedef struct {
+    ptrdiff_t B, N, M, A, Dv;
+    int threads;
+    double scale;
+    const int64_t *lengths; /* NULL: M each */
+    pyrnn_in4 mask;         /* of bytes, strides 1 to 3 for B, N, M; data NULL if not given */
+    const void *query, *keys, *values, *v;
+    void *workspace;
+    void *ctx, *alpha;      /* [B, N, Dv], [B, N, M]: OUT of the forward, IN of the backward */
+    const void *dctx, *dalpha; /* backward: NULL for zero */
+    void *dquery, *dkeys, *dvalues, *dv; /* backward: OUT; dvalues [B, M, Dv], dv with v */
+} pyrnn_alignment;
 
 /* loss = log Σ e^logits - logits[target] on M rows of C classes, forward or backward; contiguous. */
 typedef struct {
@@ -165,10 +181,12 @@ typedef struct {
     size_t (*linear_pack[2])(const pyrnn_linear *, void *packed); /* bytes; NULL only counts */
     void (*linear_forward[2])(const pyrnn_linear *);
     void (*linear_backward[2])(const pyrnn_linear *);
-    size_t (*attention_workspace[2])(const pyrnn_attention *); /* bytes */
-    void (*attention_forward[2])(const pyrnn_attention *);
-    size_t (*attention_back_workspace[2])(const pyrnn_attention *);
-    void (*attention_backward[2])(const pyrnn_attention *);
+    size_t (*attention_workspace[2])(const pyrnn_attention *, int backward);
+    int (*attention_forward[2])(const pyrnn_attention *); /* nonzero: interrupted, outputs undefined */
+    int (*attention_backward[2])(const pyrnn_attention *);
+    size_t (*alignment_workspace[2])(const pyrnn_alignment *, int backward);
+    void (*alignment_forward[2])(const pyrnn_alignment *);
+    void (*alignment_backward[2])(const pyrnn_alignment *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
     void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *);
