@@ -24,7 +24,8 @@ static void F(plan_attention)(F(attention_plan) *plan, const pyrnn_attention *p,
     plan->threads = flops < BUSY_FLOPS ? 1 : p->threads;
     plan->block = plan->rows;
     plan->splits = 1;
-    if (heads % plan->threads && heads < 8 * plan->threads) { /* too few to share evenly */
+    const int uneven = heads % plan->threads || p->lengths || p->q_lengths;
+    if (uneven && heads < 8 * plan->threads) { /* too few to share them evenly */
         const ptrdiff_t most = larger(1, plan->rows / (4 * ROWS_AT_ONCE)), wanted = (8 * plan->threads + heads - 1) / larger(1, heads);
         plan->block = round_up((plan->rows + smaller(most, wanted) - 1) / smaller(most, wanted), ROWS_AT_ONCE);
         if (plan->rows <= ROWS_AT_ONCE && heads < plan->threads) plan->splits = larger(1, all_splits);
