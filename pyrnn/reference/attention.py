@@ -93,7 +93,8 @@ def kept(config: Any, batch: int, heads: int, queries: int, keys: int) -> Array:
     at = config.q_start[:, None, None, None] + np.arange(queries)[:, None]
     counter = (np.arange((keys + 3) // 4), at, np.arange(heads)[:, None, None], np.arange(batch)[:, None, None, None])
     words = np.stack(np.broadcast_arrays(*philox(counter, config.seed)), axis=-1)
-    words = np.broadcast_to(words, (batch, heads, queries, (keys + 3) // 4, 4)).reshape(batch, heads, queries, -1)
+    quads = (keys + 3) // 4
+    words = np.broadcast_to(words, (batch, heads, queries, quads, 4)).reshape(batch, heads, queries, 4 * quads)
     return words[..., :keys] >= math.ceil(config.dropout * 2**32)
 
 
@@ -214,7 +215,7 @@ def weigh_back(grad_outputs: Any, outputs: Any, values: Array, seen: Array) -> t
 
 
 def _rows(array: Array) -> Array:
-    return array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, array.shape[-1])
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
 def _sum_to(array: Array, shape: tuple[int, ...]) -> Array:

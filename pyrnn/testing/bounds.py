@@ -267,6 +267,8 @@ class Bounded:
         return _BINARY[ufunc](first, inputs[1]) if ufunc in _BINARY else NotImplemented
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function is np.zeros:  # like=self
+            return Bounded(np.zeros(args[0]), self.unit)
         return _FUNCTIONS[function](*args, **kwargs) if function in _FUNCTIONS else NotImplemented
 
 
@@ -325,7 +327,6 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.where: _where,
     np.split: _split,
     np.concatenate: _concatenate,
-    np.zeros: lambda shape, dtype=None, like=None: Bounded(np.zeros(shape), _unit_of(like)),
     np.zeros_like: lambda array: Bounded(np.zeros(array.shape), array.unit),
     np.take_along_axis: lambda a, indices, axis: a._map(lambda part: np.take_along_axis(part, indices, axis)),
     np.put_along_axis: _put_along_axis,
