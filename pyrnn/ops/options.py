@@ -26,7 +26,8 @@ class Option(NamedTuple):
     """An option's default, what brings a caller's value into its domain (or raises, naming it), and the domain.
 
     ``kind`` is the name of the function that declared it; ``domain`` has the values of one that is chosen among few,
-    ``shape`` and ``bound`` are the symbols of one that is an array, or that sizes bound. ``of_backend`` is False if backends never see it.
+    ``shape`` and ``bound`` are the symbols of one that is an array, or that sizes bound. ``of_backend`` is False if
+    backends never see it.
     """
 
     default: Any

@@ -60,8 +60,8 @@ def softmax(scores: Array, seen: Array) -> Array:
     scores = np.where(seen, scores, np.finfo(scores.dtype).min).astype(scores.dtype)
     shifted = np.where(seen, scores - scores.max(axis=-1, keepdims=True), 0).astype(scores.dtype)
     terms = np.where(seen, np.exp(shifted), 0).astype(scores.dtype)
-    any_seen = seen.any(axis=-1)[..., None]
-    return terms / np.where(any_seen, terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
+    total = np.where(seen.any(axis=-1)[..., None], terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
+    return np.where(seen, terms / total, 0).astype(scores.dtype)  # 0 where it is not seen, be the total NaN
 
 
 def softmax_back(weights: Array, dweights: Array, along: Array, seen: Array) -> Array:
@@ -140,7 +140,7 @@ class AttentionOps:
             "q": lambda: product(scaled, k[:, shared], seen),
             "k": lambda: per_shared(product(scaled.swapaxes(2, 3), q, seen_across)),
             "v": lambda: per_shared(product(dropped(weights, config).swapaxes(2, 3), dy, seen_across)),
-            "bias": lambda: _sum_to(dscores, bias.shape),
+            "bias": lambda: sum_to(dscores, bias.shape),
         }
         return type(needs)(**{name: grads[name]() if need else None for name, need in needs._asdict().items()})
 
@@ -218,7 +218,7 @@ def _rows(array: Array) -> Array:
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-def _sum_to(array: Array, shape: tuple[int, ...]) -> Array:
+def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     """Add up along the dimensions that were broadcast from a shape."""
     whole = (1,) * (array.ndim - len(shape)) + shape
     over = tuple(axis for axis, size in enumerate(whole) if size == 1 and array.shape[axis] != 1)

@@ -26,8 +26,8 @@ from .call import LAYOUTS, Call, shape_of
 
 Bounds = Mapping[str, tuple[int, int]]
 
-# Kinds of sizes. Each is cheap, and each reaches what the others don't: blocks of time, of rows, of units, of inputs, of
-# keys. The symbol "" stands for those that are not named.
+# Kinds of sizes. Each is cheap, and each reaches what the others don't: blocks of time, of rows, of units, of inputs,
+# of keys. The symbol "" stands for those that are not named.
 REGIMES: dict[str, Bounds] = {
     "tiny": {"B": (1, 3), "T": (1, 4), "": (1, 4)},
     "small": {"B": (1, 9), "T": (1, 10), "": (1, 40)},
