@@ -165,7 +165,13 @@ def weights(subject: Subject, call: Call) -> None:
             )
 
 
-@prop("positions", applies=positioned, backward=True, share=0.5, draws=SEEN)
+# Some without an end, and some that leave keys out on either side.
+WINDOWS = (None, (None, 0), (3, 0), (20, 5), (150, 0), (100, None), (0, 0))
+
+
+@prop(
+    "positions", applies=positioned, backward=True, draws={**SEEN, "config": {"window": (*WINDOWS, (2, 1), (None, 1))}}
+)
 def positions(subject: Subject, call: Call) -> None:
     """Causal, window, q_start and both lengths mean what a mask of the same pairs means."""
     spoken = ("causal", "window", "lengths", "q_lengths")
@@ -268,11 +274,7 @@ def in_query_chunks(subject: Subject, call: Call) -> dict[str, Any]:
     return {name: np.concatenate(piece, axis=axes[name]) for name, piece in pieces.items()}
 
 
-# Windows that leave keys out on either side.
-CHUNKS = {
-    "regimes": ("tiny", "small", "long", "long"),
-    "config": {"window": (None, (None, 0), (3, 0), (20, 5), (150, 0), (100, None), (0, 0))},
-}
+CHUNKS = {"regimes": ("tiny", "small", "long", "long"), "config": {"window": WINDOWS}}
 
 
 @prop("query-chunk", applies=attends, share=0.5, draws=CHUNKS)

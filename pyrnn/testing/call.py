@@ -86,6 +86,8 @@ def magnitude(name: str, call: Call) -> float:
     fan_in = FAN_IN.get((call.op, name)) or FAN_IN.get(("", name))
     if fan_in:
         return (2 * gain if name == "v" else 2) / math.sqrt(max(1, math.prod(shape_of(fan_in, sizes))))
+    if name == "k":
+        return 2.0
     scales = name in ("x", "left", "logits", "q", "query") or (call.op, name) == ("attention", "bias")
     return 2 * gain if scales else 1.0
 
@@ -186,7 +188,8 @@ class Call:
         found = {}
         for name, value in self.config.items():
             option = self.declared.options[name]
-            if option.shape and isinstance(value, (list, np.ndarray)):
+            one_for_all = option.kind == "positions" and isinstance(value, int)
+            if option.shape and value is not None and not one_for_all:
                 kind = np.bool_ if option.kind == "mask" else np.int64
                 value = np.array(value, kind).reshape(self.shape(name))
             found[name] = value
