@@ -26,8 +26,8 @@ class Option(NamedTuple):
     """An option's default, what brings a caller's value into its domain (or raises, naming it), and the domain.
 
     ``kind`` is the name of the function that declared it; ``domain`` has the values of one that is chosen among few,
-    ``shape`` and ``bound`` are the symbols of one that is an array. ``of_backend`` is False if backends never see it.
-    ``computed`` is True if the default has to go through the check as well.
+    ``shape`` and ``bound`` are the symbols of one that is an array, or that sizes bound. ``of_backend`` is False if
+    backends never see it. ``computed`` is True if the default has to go through the check as well.
     """
 
     default: Any
@@ -89,13 +89,13 @@ def number(default: float | None) -> Option:
     return Option(default, check, "number")
 
 
-def whole(default: int) -> Option:
-    """Declare an option that is a whole number of at least 1."""
+def whole(default: int, *, divides: str = "") -> Option:
+    """Declare an option that is a whole number of at least 1; it ``divides`` the sizes of these symbols."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> int:
         return check_count(name, value)
 
-    return Option(default, check, "whole")
+    return Option(default, check, "whole", bound=divides)
 
 
 def probability() -> Option:

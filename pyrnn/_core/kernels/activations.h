@@ -76,9 +76,7 @@ static inline F(vec) F(exp2_negative)(F(vec) x) {
         0.00015403530457096404, 1.5252733493172306e-5, 1.3215435291006846e-6, 1.0178199511636528e-7, 7.0737816619013394e-9,
         4.4347861331806507e-10};
 #endif
-#ifndef __AVX512F__ /* whose scaling takes any exponent */
     x = F(at_least)(F(all)(-EXP2_LIMIT), x);
-#endif
     const F(vec) shifted = x + (REAL)MAGIC, whole = shifted - (REAL)MAGIC, r = x - whole;
     const int degree = sizeof c / sizeof *c;
     F(vec) p = F(all)(c[degree - 1]);

@@ -87,23 +87,25 @@ static void F(align_scores)(const F(alignment_plan) *plan, int thread, ptrdiff_t
     }
 }
 
+/* Lanes that are set where query i sees keys from `key` on. */
+static inline F(ivec) F(aligned_lanes)(const pyrnn_alignment *p, ptrdiff_t b, ptrdiff_t i, ptrdiff_t key) {
+    F(ivec) open = {0};
+    if (!p->lengths && !p->mask.data && key + LANES <= p->M) return ~open;
+    for (ptrdiff_t lane = 0; lane < smaller(LANES, p->M - key); lane++) open[lane] = -(VEC_INT)F(aligned)(p, b, i, key + lane);
+    return open;
+}
+
 /* A row of scores to weights, in place; whole vectors. */
 static void F(align_softmax)(const F(alignment_plan) *plan, ptrdiff_t b, ptrdiff_t i, REAL *scores) {
     const pyrnn_alignment *p = plan->p;
     const F(vec) factor = F(all)((REAL)(p->scale * 1.4426950408889634074));
-    const int part = p->lengths || p->mask.data;
     F(vec) most = F(all)(UNSEEN), total = {0};
     for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) {
-        F(vec) s = F(load)(scores + j) * factor;
-        if (part || j + LANES > p->M) {
-            F(ivec) open = {0};
-            for (ptrdiff_t lane = 0; lane < smaller(LANES, p->M - j); lane++) open[lane] = -(VEC_INT)F(aligned)(p, b, i, j + lane);
-            s = F(select)(open, s, F(all)(UNSEEN));
-        }
+        const F(vec) s = F(select)(F(aligned_lanes)(p, b, i, j), F(load)(scores + j) * factor, F(all)(UNSEEN));
         F(store)(scores + j, s);
         most = F(at_least)(most, s);
     }
-    const REAL maximum = F(largest_of)(most);
+    const REAL maximum = F(largest_or_nan)(most, scores, 0, plan->Mp);
     for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) {
         const F(vec) e = maximum == UNSEEN ? F(all)(0) : F(exp2_negative)(F(load)(scores + j) - maximum);
         F(store)(scores + j, e);
@@ -175,25 +177,20 @@ static void F(align_dscores)(const F(alignment_plan) *plan, int thread, ptrdiff_
         const REAL *alpha = (const REAL *)p->alpha + row * p->M, *dalpha = p->dalpha ? (const REAL *)p->dalpha + row * p->M : NULL;
         const REAL *ctx = (const REAL *)p->ctx + row * p->Dv;
         REAL *d = dscores + r * plan->Mp;
-        const int part = p->lengths || p->mask.data;
         F(vec) along = {0};
         for (ptrdiff_t j = 0; j < p->Dv; j += LANES)
             along = F(fma)(F(load)(dctx + r * plan->Dvp + j), F(load_part)(ctx + j, p->Dv - j), along);
         for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) {
-            F(vec) total = F(load)(d + j);
-            F(ivec) open = {0};
-            for (ptrdiff_t lane = 0; lane < smaller(LANES, p->M - j); lane++)
-                open[lane] = -(VEC_INT)(!part || F(aligned)(p, b, first + r, j + lane));
-            if (dalpha) {
-                const F(vec) own = F(select)(open, F(load_part)(dalpha + j, p->M - j), F(all)(0));
-                total += own;
-                along = F(fma)(own, F(load_part)(alpha + j, p->M - j), along);
-            }
-            F(store)(d + j, F(select)(open, total, F(all)(0)));
+            if (!dalpha) continue;
+            const F(vec) own = F(select)(F(aligned_lanes)(p, b, first + r, j), F(load_part)(dalpha + j, p->M - j), F(all)(0));
+            F(store)(d + j, F(load)(d + j) + own);
+            along = F(fma)(own, F(load_part)(alpha + j, p->M - j), along);
         }
         const F(vec) level = F(all)(F(sum_of)(along));
-        for (ptrdiff_t j = 0; j < plan->Mp; j += LANES)
-            F(store)(d + j, F(load_part)(alpha + j, p->M - j) * (F(load)(d + j) - level) * (REAL)p->scale);
+        for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) {
+            const F(vec) own = F(load_part)(alpha + j, p->M - j) * (F(load)(d + j) - level) * (REAL)p->scale;
+            F(store)(d + j, F(select)(F(aligned_lanes)(p, b, first + r, j), own, F(all)(0)));
+        }
     }
 }
 

@@ -59,7 +59,7 @@ typedef struct {
 } F(place);
 
 static inline F(place) F(place_of)(const pyrnn_attention *p, ptrdiff_t b, ptrdiff_t shared, ptrdiff_t row) {
-    const ptrdiff_t head = shared * (p->Hq / p->Hkv) + row / p->N, i = row % p->N;
+    const ptrdiff_t head = shared * (p->Hq / p->Hkv) + row / larger(p->N, 1), i = row % larger(p->N, 1);
     return (F(place)){head, i, p->q_start[b] + i};
 }
 
@@ -203,6 +203,18 @@ static inline F(ivec) F(lanes_within)(ptrdiff_t j, ptrdiff_t first, ptrdiff_t la
     return (lane >= (VEC_INT)larger(0, smaller(LANES, first - j))) & (lane < (VEC_INT)larger(0, smaller(LANES, last - j)));
 }
 
+static inline int F(all_finite)(const REAL *x, ptrdiff_t n) {
+    F(vec) zero = {0};
+    for (ptrdiff_t j = 0; j < n; j += LANES) zero = F(fma)(F(load)(x + j), F(all)(0), zero);
+    return F(sum_of)(zero) == 0;
+}
+
+/* The largest of a vector, but NaN where that is UNSEEN and a NaN is among the scores: a comparison may lose it. */
+static inline REAL F(largest_or_nan)(F(vec) most, const REAL *scores, ptrdiff_t from, ptrdiff_t to) {
+    const REAL largest = F(largest_of)(most);
+    return largest == UNSEEN && !F(all_finite)(scores + from, to - from) ? (REAL)NAN : largest;
+}
+
 /* The largest exponent of a row's keys [from, to), where it is the range [first, last) that is seen. */
 static inline REAL F(mask_range)(REAL *scores, ptrdiff_t from, ptrdiff_t to, ptrdiff_t first, ptrdiff_t last, REAL factor) {
     const F(vec) hidden = F(all)(2 * UNSEEN / factor);
@@ -220,7 +232,7 @@ static inline REAL F(mask_range)(REAL *scores, ptrdiff_t from, ptrdiff_t to, ptr
         F(store)(scores + j, s);
         most = F(at_least)(most, s * factor);
     }
-    return F(largest_of)(F(at_least)(F(all)(UNSEEN), most));
+    return F(largest_or_nan)(F(at_least)(F(all)(UNSEEN), most), scores, from, to);
 }
 
 /* Of keys [from, to) of a split, whole vectors, a row's scores: the largest exponent, UNSEEN where no key is seen, and how to
@@ -263,7 +275,7 @@ static inline REAL F(mask_row)(
         most = F(at_least)(most, F(fma)(s, how->scale, plus));
     }
     how->added = added;
-    return F(largest_of)(most);
+    return F(largest_or_nan)(most, scores, from, to);
 }
 
 /* The power of 2 for a score, as `how` says, over the row's maximum. */

@@ -108,21 +108,21 @@ static inline range_t F(seen_of_block)(const range_t *seen, ptrdiff_t rows, ptrd
     return r;
 }
 
-/* From scores and the weights' gradients of a row to its weights and the scores' gradients, in place. */
-ALWAYS_INLINE void F(back_row)(REAL *weights, REAL *dscores, F(scoring) how, const REAL *stats, ptrdiff_t from, ptrdiff_t to) {
+/* From scores and the weights' gradients of a row to its weights and the scores' gradients, in place; `part`: some keys are not
+   seen, and count for nothing (0 · NaN is NaN). */
+ALWAYS_INLINE void F(back_row)(
+    const int part, REAL *weights, REAL *dscores, F(scoring) how, const REAL *stats, ptrdiff_t from, ptrdiff_t to
+) {
     const F(vec) most = F(all)(stats[0]), inverse = F(all)(stats[1]), along = F(all)(stats[2]);
     for (ptrdiff_t j = from; j < to; j += LANES) {
         const F(vec) w = F(power_of)(weights, j, how, most) * inverse;
+        F(vec) d = w * (F(load)(dscores + j) - along);
+        if (part) {
+            const F(vec) exponent = how.added ? F(load)(how.added + j) : F(load)(weights + j) * how.scale;
+            d = F(select)(exponent <= UNSEEN / 2, F(all)(0), d);
+        }
         F(store)(weights + j, w);
-        F(store)(dscores + j, w * (F(load)(dscores + j) - along));
-    }
-}
-
-/* Where a key is not seen its weight's gradient counts for nothing: 0 · NaN is NaN. */
-static inline void F(blank_unseen)(REAL *dscores, const REAL *weights, F(scoring) how, ptrdiff_t from, ptrdiff_t to) {
-    for (ptrdiff_t j = from; j < to; j += LANES) {
-        const F(vec) plus = how.added ? F(load)(how.added + j) : F(load)(weights + j) * how.scale;
-        F(store)(dscores + j, F(select)(plus <= UNSEEN / 2, F(all)(0), F(load)(dscores + j)));
+        F(store)(dscores + j, d);
     }
 }
 
@@ -154,13 +154,12 @@ static void F(back_block)(
             if (none || begin == end) continue;
             F(scoring) how;
             F(mask_row)(p, b, place, own, key, weights, begin, end, added, &how);
-            if (how.added || own.first - key > begin || own.last - key < end) F(blank_unseen)(dscores, weights, how, begin, end);
             if (p->dropout) F(drop)(p, b, place, key, dscores, begin, end);
-            if (how.added) {
-                F(back_row)(weights, dscores, how, stats, begin, end);
+            if (how.added || own.first - key > begin || own.last - key < end) {
+                F(back_row)(1, weights, dscores, how, stats, begin, end);
             } else {
                 how.added = NULL;
-                F(back_row)(weights, dscores, how, stats, begin, end);
+                F(back_row)(0, weights, dscores, how, stats, begin, end);
             }
             if (p->dropout) F(drop)(p, b, place, key, weights, begin, end);
         }

@@ -105,15 +105,6 @@ static void F(weigh_seen)(
     }
 }
 
-static inline int F(all_finite)(const REAL *x, ptrdiff_t n) {
-    F(vec) zero = {0};
-    for (ptrdiff_t j = 0; j < n; j += LANES) {
-        const F(vec) v = F(load)(x + j);
-        zero += v - v;
-    }
-    return F(sum_of)(zero) == 0;
-}
-
 /* Where the sums of a row are taken: in y, or in a part of the task. */
 static inline REAL *F(sums_of)(const F(attention_plan) *plan, ptrdiff_t task, ptrdiff_t b, F(place) place, ptrdiff_t row) {
     const pyrnn_attention *p = plan->p;
