@@ -102,7 +102,7 @@ def dropped(weights: Array, config: Any) -> Array:
     """Return what dropout makes of weights (B, Hq, N, M), or of their gradient."""
     if not config.dropout:
         return weights
-    return np.where(kept(config, *weights.shape), weights * (1 / (1 - config.dropout)), 0).astype(weights.dtype)
+    return weights * np.where(kept(config, *weights.shape), 1 / (1 - config.dropout), 0).astype(weights.dtype)
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
@@ -121,6 +121,7 @@ class AttentionOps:
         scores = (q * scale) @ k[:, shared].swapaxes(2, 3)
         if bias is not None:
             scores = scores + bias
+            seen = seen & ~np.isneginf(bias)
         weights = softmax(scores, seen)
         y = product(dropped(weights, config), v[:, shared], seen)
         return (y,), (arrays, config, seen, scale, shared, weights, y) if needs else None

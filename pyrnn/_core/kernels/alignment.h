@@ -105,14 +105,15 @@ static void F(align_softmax)(const F(alignment_plan) *plan, ptrdiff_t b, ptrdiff
         F(store)(scores + j, s);
         most = F(at_least)(most, s);
     }
-    const REAL maximum = F(largest_or_nan)(most, scores, 0, plan->Mp);
+    const REAL maximum = F(largest_or_nan)(most, scores, NULL, 0, plan->Mp);
     for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) {
         const F(vec) e = maximum == UNSEEN ? F(all)(0) : F(exp2_negative)(F(load)(scores + j) - maximum);
         F(store)(scores + j, e);
         total += e;
     }
     const REAL sum = F(sum_of)(total), inverse = sum == 0 ? 0 : 1 / sum;
-    for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) F(store)(scores + j, F(load)(scores + j) * inverse);
+    for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) /* what is not seen has no weight, be the sum NaN */
+        F(store)(scores + j, F(select)(F(aligned_lanes)(p, b, i, j), F(load)(scores + j) * inverse, F(all)(0)));
 }
 
 static void F(align_task)(const F(alignment_plan) *plan, int thread, ptrdiff_t b, ptrdiff_t first) {

@@ -209,10 +209,11 @@ static inline int F(all_finite)(const REAL *x, ptrdiff_t n) {
     return F(sum_of)(zero) == 0;
 }
 
-/* The largest of a vector, but NaN where that is UNSEEN and a NaN is among the scores: a comparison may lose it. */
-static inline REAL F(largest_or_nan)(F(vec) most, const REAL *scores, ptrdiff_t from, ptrdiff_t to) {
+/* The largest of a vector, but NaN where that is UNSEEN and a NaN is in what it was taken from: a comparison may lose it. */
+static inline REAL F(largest_or_nan)(F(vec) most, const REAL *scores, const REAL *added, ptrdiff_t from, ptrdiff_t to) {
     const REAL largest = F(largest_of)(most);
-    return largest == UNSEEN && !F(all_finite)(scores + from, to - from) ? (REAL)NAN : largest;
+    if (largest != UNSEEN || (F(all_finite)(scores + from, to - from) && (!added || F(all_finite)(added + from, to - from)))) return largest;
+    return (REAL)NAN;
 }
 
 /* The largest exponent of a row's keys [from, to), where it is the range [first, last) that is seen. */
@@ -232,7 +233,7 @@ static inline REAL F(mask_range)(REAL *scores, ptrdiff_t from, ptrdiff_t to, ptr
         F(store)(scores + j, s);
         most = F(at_least)(most, s * factor);
     }
-    return F(largest_or_nan)(F(at_least)(F(all)(UNSEEN), most), scores, from, to);
+    return F(largest_or_nan)(F(at_least)(F(all)(UNSEEN), most), scores, NULL, from, to);
 }
 
 /* Of keys [from, to) of a split, whole vectors, a row's scores: the largest exponent, UNSEEN where no key is seen, and how to
@@ -275,7 +276,7 @@ static inline REAL F(mask_row)(
         most = F(at_least)(most, F(fma)(s, how->scale, plus));
     }
     how->added = added;
-    return F(largest_or_nan)(most, scores, from, to);
+    return F(largest_or_nan)(most, scores, added, from, to);
 }
 
 /* The power of 2 for a score, as `how` says, over the row's maximum. */

@@ -115,11 +115,13 @@ ALWAYS_INLINE void F(back_row)(
 ) {
     const F(vec) most = F(all)(stats[0]), inverse = F(all)(stats[1]), along = F(all)(stats[2]);
     for (ptrdiff_t j = from; j < to; j += LANES) {
-        const F(vec) w = F(power_of)(weights, j, how, most) * inverse;
+        F(vec) w = F(power_of)(weights, j, how, most) * inverse;
         F(vec) d = w * (F(load)(dscores + j) - along);
         if (part) {
             const F(vec) exponent = how.added ? F(load)(how.added + j) : F(load)(weights + j) * how.scale;
-            d = F(select)(exponent <= UNSEEN / 2, F(all)(0), d);
+            const F(ivec) hidden = exponent <= UNSEEN / 2;
+            w = F(select)(hidden, F(all)(0), w);
+            d = F(select)(hidden, F(all)(0), d);
         }
         F(store)(weights + j, w);
         F(store)(dscores + j, d);
