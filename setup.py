@@ -82,6 +82,7 @@ setup(
         module("memory"),
         module("recurrent"),
         module("basic"),
+        module("conv"),
         module("update"),
     ],
 )

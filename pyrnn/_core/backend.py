@@ -8,6 +8,7 @@ from ..backend import Backend, Claim
 
 try:
     from .basic import BasicOps
+    from .conv import ConvOps
     from .memory import empty
     from .recurrent import RecurrentOps
     from .update import UpdateOps
@@ -19,12 +20,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class CythonBackend(RecurrentOps, BasicOps, UpdateOps, Backend):
+class CythonBackend(RecurrentOps, ConvOps, BasicOps, UpdateOps, Backend):
     """C kernels through Cython, on all the CPU's threads."""
 
     name = "cython"
     claims = dict.fromkeys(
-        ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
+        ("rnn", "lstm", "gru", "causal_conv1d", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
         Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"})),
     )
 

@@ -11,4 +11,5 @@
 #include "linear.h"
 #include "rows.h"
 #include "embedding.h"
+#include "conv.h"
 #include "update.h"
