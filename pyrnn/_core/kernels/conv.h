@@ -15,10 +15,12 @@
 #ifndef PYRNN_CONV_H
 #define PYRNN_CONV_H
 #define CONV_ROWS 240   /* of a block: they stay in L2 while panels pass */
-#define CONV_SUM 256    /* of a block of a weight gradient */
+#define CONV_SUM 160
 #define CONV_TABLE 4096 /* pointers of a block, unless its rows were too few then */
-#define CONV_DEPTH 512  /* inputs and taps of a panel in one go */
+#define CONV_DEPTH 512
 #define CONV_HEIGHT 8
+#define CONV_SHARED 500000 /* multiply-adds from which threads share a call */
+#define CONV_BRIEF 8000000 /* and up to which it is brief */
 #define CONV_TILE(NV) smaller(ROWS(NV), CONV_HEIGHT)
 
 static inline ptrdiff_t conv_length(const pyrnn_conv *p, ptrdiff_t b) { return p->lengths ? (ptrdiff_t)p->lengths[b] : p->T; }
@@ -78,11 +80,12 @@ typedef struct {
     int *first, *last;
     const REAL **dy; /* of a weight gradient: rows of dy beside those of in, so many a tap */
     ptrdiff_t *count;
+    REAL *panel; /* rows of either, gathered */
 } F(conv_block);
 
 typedef struct {
     const pyrnn_conv *p;
-    int depthwise, threads, by_panels;
+    int depthwise, threads, brief, by_panels;
     ptrdiff_t span, steps;  /* of context; valid ones of all sequences */
     ptrdiff_t grads;        /* rows of dx and dleft, those wanted */
     ptrdiff_t most, sum;    /* rows of a block, and of one of a weight gradient */
@@ -116,6 +119,7 @@ static void F(take_block)(F(conv_block) *block, const F(conv_plan) *plan, arena_
     block->last = take(arena, most * sizeof(int));
     block->dy = plan->sum ? take(arena, most * K * sizeof(REAL *)) : NULL;
     block->count = plan->sum ? take(arena, K * sizeof(ptrdiff_t)) : NULL;
+    block->panel = plan->p->dw ? take(arena, most * WIDTH * sizeof(REAL)) : NULL;
 }
 
 static void F(conv_block_of)(const F(conv_plan) *plan, int thread, F(conv_block) *block) {
@@ -153,7 +157,8 @@ static void F(plan_conv)(F(conv_plan) *plan, const pyrnn_conv *p, arena_t *arena
         shares = larger(shares, p->K * p->O);
     }
     const ptrdiff_t work = larger(plan->steps, plan->grads) * ci * p->O * p->K;
-    plan->threads = work < 500000 ? 1 : (int)smaller(p->threads, larger(shares, 1));
+    plan->threads = work < CONV_SHARED ? 1 : (int)smaller(p->threads, larger(shares, 1));
+    plan->brief = work < CONV_BRIEF;
     plan->by_panels = plan->steps < plan->threads * 4 * CONV_HEIGHT && plan->forward.groups * plan->forward.panels >= plan->threads;
     const ptrdiff_t zeros = larger(p->I, p->O);
     plan->zeros = take(arena, (size_t)zeros * sizeof(REAL));
@@ -327,28 +332,27 @@ ALWAYS_INLINE void F(conv_tile)(const int mr, const int nv, const int panels, co
     }
 }
 
-/* total[m, :] += Σ_r a[r][m] · b[r][:] for mr rows m. */
+/* total[m, :] += Σ_r a[r][m] · panel[r, :] for mr rows m. */
 typedef struct {
-    const REAL *const *a, *const *b;
-    ptrdiff_t rows, a_first, b_first;
-    ptrdiff_t columns;
+    const REAL *const *a;
+    ptrdiff_t rows, a_first;
+    const REAL *panel;
     REAL *total;
     ptrdiff_t total_row;
 } F(conv_outer);
 
 ALWAYS_INLINE void F(conv_outer_tile)(const int mr, const int nv, const F(conv_outer) *p) {
     F(vec) sum[CONV_HEIGHT][MAX_VECTORS];
-    const ptrdiff_t rest = p->columns - (nv - 1) * LANES;
     UNROLL for (int m = 0; m < mr; m++)
         UNROLL for (int n = 0; n < nv; n++) sum[m][n] = (F(vec)){0};
-    for (ptrdiff_t r = 0; r < p->rows; r++) {
-        const REAL *a = p->a[r] + p->a_first, *b = p->b[r] + p->b_first;
+    const REAL *panel = p->panel;
+    for (ptrdiff_t r = 0; r < p->rows; r++, panel += nv * LANES) {
+        const REAL *a = p->a[r] + p->a_first;
         F(vec) column[MAX_VECTORS];
-        UNROLL for (int n = 0; n < nv - 1; n++) {
-            column[n] = F(load)(b + n * LANES);
-            if (mr > 1) HOLD(column[n]);
+        UNROLL for (int n = 0; n < nv; n++) {
+            column[n] = F(load)(panel + n * LANES);
+            if (mr > 1 && mr < 4) HOLD(column[n]);
         }
-        column[nv - 1] = F(load_part)(b + (nv - 1) * LANES, rest);
         UNROLL for (int m = 0; m < mr; m++) {
             const F(vec) value = F(all)(a[m]);
             UNROLL for (int n = 0; n < nv; n++) sum[m][n] = F(fma)(value, column[n], sum[m][n]);
@@ -359,6 +363,27 @@ ALWAYS_INLINE void F(conv_outer_tile)(const int mr, const int nv, const F(conv_o
             REAL *to = p->total + m * p->total_row + n * LANES;
             F(store)(to, F(load)(to) + sum[m][n]);
         }
+}
+
+/* The panel of a product: nv vectors of each of some rows, zeros past the columns that exist. */
+ALWAYS_INLINE void F(conv_gather_vectors)(
+    const int nv, const REAL *const *rows, ptrdiff_t n, ptrdiff_t first, ptrdiff_t columns, REAL *panel
+) {
+    const ptrdiff_t rest = columns - (nv - 1) * LANES;
+    for (ptrdiff_t r = 0; r < n; r++, panel += nv * LANES) {
+        const REAL *row = rows[r] + first, *ahead = rows[smaller(r + 12, n - 1)] + first;
+        UNROLL for (int v = 0; v < nv; v++) __builtin_prefetch(ahead + v * LANES);
+        UNROLL for (int v = 0; v < nv - 1; v++) F(store)(panel + v * LANES, F(load)(row + v * LANES));
+        F(store)(panel + (nv - 1) * LANES, F(load_part)(row + (nv - 1) * LANES, rest));
+    }
+}
+static void F(conv_gather)(ptrdiff_t nv, const REAL *const *rows, ptrdiff_t n, ptrdiff_t first, ptrdiff_t columns, REAL *panel) {
+    switch (nv) {
+    case 1: F(conv_gather_vectors)(1, rows, n, first, columns, panel); break;
+    case 2: F(conv_gather_vectors)(2, rows, n, first, columns, panel); break;
+    case 3: F(conv_gather_vectors)(3, rows, n, first, columns, panel); break;
+    default: F(conv_gather_vectors)(4, rows, n, first, columns, panel);
+    }
 }
 
 /* Both for each size of tile. */
@@ -428,18 +453,20 @@ static void F(depthwise_rows)(ptrdiff_t mr, ptrdiff_t nv, const F(conv_product) 
 #undef ROWS_OF
 }
 
-/* total += Σ_r a[r] · b[r] of nv vectors of channels. */
-ALWAYS_INLINE void F(depthwise_outer)(const int nv, const F(conv_outer) *p) {
+/* total += Σ_r a[r] · b[r] of nv vectors of channels from `first` on. */
+ALWAYS_INLINE void F(depthwise_outer)(
+    const int nv, const REAL *const *a, const REAL *const *b, ptrdiff_t rows, ptrdiff_t first, ptrdiff_t columns, REAL *total
+) {
     F(vec) sum[4];
-    const ptrdiff_t rest = p->columns - (nv - 1) * LANES;
+    const ptrdiff_t rest = columns - (nv - 1) * LANES;
     UNROLL for (int n = 0; n < nv; n++) sum[n] = (F(vec)){0};
-    for (ptrdiff_t r = 0; r < p->rows; r++) {
-        const REAL *a = p->a[r] + p->a_first, *b = p->b[r] + p->b_first;
-        UNROLL for (int n = 0; n < nv - 1; n++) sum[n] = F(fma)(F(load)(a + n * LANES), F(load)(b + n * LANES), sum[n]);
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const REAL *of_a = a[r] + first, *of_b = b[r] + first;
+        UNROLL for (int n = 0; n < nv - 1; n++) sum[n] = F(fma)(F(load)(of_a + n * LANES), F(load)(of_b + n * LANES), sum[n]);
         const int n = nv - 1;
-        sum[n] = F(fma)(F(load_part)(a + n * LANES, rest), F(load_part)(b + n * LANES, rest), sum[n]);
+        sum[n] = F(fma)(F(load_part)(of_a + n * LANES, rest), F(load_part)(of_b + n * LANES, rest), sum[n]);
     }
-    UNROLL for (int n = 0; n < nv; n++) F(store)(p->total + n * LANES, F(load)(p->total + n * LANES) + sum[n]);
+    UNROLL for (int n = 0; n < nv; n++) F(store)(total + n * LANES, F(load)(total + n * LANES) + sum[n]);
 }
 
 /* How many vectors of channels, of so many left, are taken together. */
@@ -629,51 +656,68 @@ static void F(conv_pairs)(const F(conv_plan) *plan, conv_walk *walk, F(conv_bloc
     }
 }
 
+static void F(depthwise_gradient)(const F(conv_plan) *plan, const F(conv_block) *block, const member_t *me) {
+    ptrdiff_t first, last;
+    team_share(me, plan->dw_padded / LANES, MAX_VECTORS, &first, &last);
+    for (ptrdiff_t tap = 0; tap < plan->p->K; tap++) {
+        const REAL **x = block->in + tap * block->most, **dy = block->dy + tap * block->most;
+        for (ptrdiff_t v = first, nv; v < last; v += nv) {
+            const ptrdiff_t column = v * LANES, rows = block->count[tap], columns = plan->p->I - column;
+            REAL *total = plan->total + tap * plan->dw_padded + column;
+            nv = F(depthwise_vectors)(last - v);
+            if (nv == 4) F(depthwise_outer)(4, x, dy, rows, column, columns, total);
+            else if (nv == 2) F(depthwise_outer)(2, x, dy, rows, column, columns, total);
+            else F(depthwise_outer)(1, x, dy, rows, column, columns, total);
+        }
+    }
+}
+
 /* Add a block's part, for this member's tiles. */
 static void F(conv_weight_gradient)(const F(conv_plan) *plan, const F(conv_block) *block, const member_t *me) {
-    const pyrnn_conv *p = plan->p;
-    const ptrdiff_t K = p->K, padded = plan->dw_padded, vectors = padded / LANES, M = plan->dw_rows;
-    ptrdiff_t first, last;
-    if (plan->depthwise) {
-        team_share(me, vectors, MAX_VECTORS, &first, &last);
-        for (ptrdiff_t tap = 0; tap < K; tap++) {
-            for (ptrdiff_t v = first, nv; v < last; v += nv) {
-                nv = F(depthwise_vectors)(last - v);
-                const F(conv_outer) outer = {
-                    .a = block->dy + tap * block->most, .b = block->in + tap * block->most, .rows = block->count[tap],
-                    .a_first = v * LANES, .b_first = v * LANES, .columns = p->I - v * LANES,
-                    .total = plan->total + tap * padded + v * LANES};
-                if (nv == 4) F(depthwise_outer)(4, &outer);
-                else if (nv == 2) F(depthwise_outer)(2, &outer);
-                else F(depthwise_outer)(1, &outer);
-            }
-        }
-        return;
-    }
+    const ptrdiff_t groups = plan->p->groups, K = plan->p->K, padded = plan->dw_padded, vectors = padded / LANES, M = plan->dw_rows;
     const ptrdiff_t panels = (vectors + MAX_VECTORS - 1) / MAX_VECTORS, height = CONV_TILE((vectors + panels - 1) / panels);
     const ptrdiff_t tiles = (M + height - 1) / height;
-    team_share(me, p->groups * panels * K * tiles, 1, &first, &last);
-    for (ptrdiff_t unit = first; unit < last; unit++) {
-        const ptrdiff_t tile = unit % tiles, tap = unit / tiles % K, panel = unit / (tiles * K) % panels;
-        const ptrdiff_t group = unit / (tiles * K * panels), m = first_row(M, tiles, tile), v = first_row(vectors, panels, panel);
-        const ptrdiff_t nv = first_row(vectors, panels, panel + 1) - v;
+    ptrdiff_t first, last;
+    team_share(me, groups * panels * K * tiles, 1, &first, &last);
+    for (ptrdiff_t unit = first; unit < last;) { /* unit: a tile of a tap of a panel of a group */
+        const ptrdiff_t tap = unit / tiles % K, panel = unit / (tiles * K) % panels, group = unit / (tiles * K * panels), begin = unit - unit % tiles;
+        const ptrdiff_t v = first_row(vectors, panels, panel), nv = first_row(vectors, panels, panel + 1) - v;
+        const ptrdiff_t end = smaller(begin + tiles, last);
+        if (!block->count[tap]) {
+            unit = end;
+            continue;
+        }
         const REAL **x = block->in + tap * block->most, **dy = block->dy + tap * block->most;
-        const F(conv_outer) outer = {
-            .a = plan->across ? x : dy, .b = plan->across ? dy : x, .rows = block->count[tap],
-            .a_first = group * M + m, .b_first = group * plan->dw_columns + v * LANES,
-            .columns = plan->dw_columns - v * LANES,
-            .total = plan->total + ((group * K + tap) * M + m) * padded + v * LANES, .total_row = padded};
-        if (outer.rows) F(conv_outers)[nv][first_row(M, tiles, tile + 1) - m](&outer);
+        F(conv_gather)(nv, plan->across ? dy : x, block->count[tap], group * plan->dw_columns + v * LANES,
+                       plan->dw_columns - v * LANES, block->panel);
+        F(conv_outer) outer = {
+            .a = plan->across ? x : dy, .rows = block->count[tap], .panel = block->panel, .total_row = padded};
+        for (ptrdiff_t m = first_row(M, tiles, unit - begin), next; unit < end; unit++, m = next) {
+            next = first_row(M, tiles, unit + 1 - begin);
+            outer.a_first = group * M + m;
+            outer.total = plan->total + ((group * K + tap) * M + m) * padded + v * LANES;
+            F(conv_outers)[nv][next - m](&outer);
+        }
     }
 }
 
 /* db += Σ dy over a block's rows, all of which the last tap has, for columns [first, last). */
 static void F(conv_bias_gradient)(const F(conv_plan) *plan, const F(conv_block) *block, ptrdiff_t first, ptrdiff_t last) {
     const ptrdiff_t tap = plan->p->K - 1;
-    for (ptrdiff_t column = first; column < last; column += LANES) {
-        F(vec) sum = {0};
+    const REAL **dy = block->dy + tap * block->most;
+    ptrdiff_t column = first;
+    for (; column + WIDTH <= last; column += WIDTH) {
+        F(vec) sum[MAX_VECTORS] = {{0}};
         for (ptrdiff_t r = 0; r < block->count[tap]; r++)
-            sum += F(load_part)(block->dy[tap * block->most + r] + column, plan->p->O - column);
+            UNROLL for (int n = 0; n < MAX_VECTORS; n++) sum[n] += F(load)(dy[r] + column + n * LANES);
+        UNROLL for (int n = 0; n < MAX_VECTORS; n++) {
+            REAL *to = plan->db + column + n * LANES;
+            F(store)(to, F(load)(to) + sum[n]);
+        }
+    }
+    for (; column < last; column += LANES) {
+        F(vec) sum = {0};
+        for (ptrdiff_t r = 0; r < block->count[tap]; r++) sum += F(load_part)(dy[r] + column, plan->p->O - column);
         F(store)(plan->db + column, F(load)(plan->db + column) + sum);
     }
 }
@@ -738,7 +782,8 @@ static void F(conv_backward_work)(const member_t *me, void *context) {
         conv_walk walk = conv_walk_over(p, 0, 1, 0, plan->steps);
         while (walk.left) {
             F(conv_pairs)(plan, &walk, &block);
-            if (p->dw) F(conv_weight_gradient)(plan, &block, me);
+            if (p->dw && plan->depthwise) F(depthwise_gradient)(plan, &block, me);
+            else if (p->dw) F(conv_weight_gradient)(plan, &block, me);
             if (p->db) F(conv_bias_gradient)(plan, &block, column, column_end);
         }
     }
@@ -755,7 +800,7 @@ static void F(conv_forward)(const pyrnn_conv *p) {
     F(conv_plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_conv)(&plan, p, &arena, 0);
-    team_run(plan.threads, 0, F(conv_forward_work), &plan);
+    team_run(plan.threads, plan.brief, F(conv_forward_work), &plan);
 }
 
 static void F(conv_step)(const pyrnn_conv *p) {
@@ -764,14 +809,14 @@ static void F(conv_step)(const pyrnn_conv *p) {
     F(plan_conv)(&plan, p, &arena, 0);
     for (ptrdiff_t b = 0; b < p->B; b++)
         memcpy((REAL *)p->ring + (p->now * p->B + b) * p->I, F(at)(&p->x, b, 0, 0), (size_t)p->I * sizeof(REAL));
-    team_run(plan.threads, 0, F(conv_step_work), &plan);
+    team_run(plan.threads, plan.brief, F(conv_step_work), &plan);
 }
 
 static void F(conv_backward)(const pyrnn_conv *p) {
     F(conv_plan) plan;
     arena_t arena = {p->workspace, 0};
     F(plan_conv)(&plan, p, &arena, 1);
-    team_run(plan.threads, 0, F(conv_backward_work), &plan);
+    team_run(plan.threads, plan.brief, F(conv_backward_work), &plan);
 }
 
 static size_t F(conv_pack)(const pyrnn_conv *p, void *packed) {
