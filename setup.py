@@ -83,6 +83,7 @@ setup(
         module("recurrent"),
         module("attention"),
         module("basic"),
+        module("conv"),
         module("update"),
     ],
 )

@@ -106,6 +106,24 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void *dkeys
         void *dvalues
         void *dv
+    ctypedef struct pyrnn_conv:
+        ptrdiff_t B, T, I, O, K, dilation, groups
+        int threads
+        const int64_t *lengths
+        pyrnn_in x, w, b, left
+        void *workspace
+        void *packed
+        void *y
+        ptrdiff_t y_row, y_step
+        void *left_n
+        ptrdiff_t left_row, left_step
+        void *ring
+        ptrdiff_t now
+        pyrnn_in dy, dleft_n
+        void *dx
+        void *dw
+        void *db
+        void *dleft
 
     ctypedef struct pyrnn_cross_entropy:
         ptrdiff_t M, C
@@ -184,6 +202,11 @@ cdef extern from "pyrnn_kernels.h" nogil:
         size_t (*alignment_workspace[2])(const pyrnn_alignment *, int) noexcept nogil
         void (*alignment_forward[2])(const pyrnn_alignment *) noexcept nogil
         void (*alignment_backward[2])(const pyrnn_alignment *) noexcept nogil
+        size_t (*conv_workspace[2])(const pyrnn_conv *, int) noexcept nogil
+        size_t (*conv_pack[2])(const pyrnn_conv *, void *) noexcept nogil
+        void (*conv_forward[2])(const pyrnn_conv *) noexcept nogil
+        void (*conv_step[2])(const pyrnn_conv *) noexcept nogil
+        void (*conv_backward[2])(const pyrnn_conv *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *) noexcept nogil

@@ -15,4 +15,5 @@
 #include "attention_backward.h"
 #include "alignment.h"
 #include "embedding.h"
+#include "conv.h"
 #include "update.h"

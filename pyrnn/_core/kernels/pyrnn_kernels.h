@@ -107,6 +107,29 @@ typedef struct {
     const void *dctx, *dalpha; /* backward: NULL for zero */
     void *dquery, *dkeys, *dvalues, *dv; /* backward: OUT; dvalues [B, M, Dv], dv with v */
 } pyrnn_alignment;
+/* Causal convolution over time, forward, one step, or backward. The last axis of x, left, dy and dleft_n has stride 1. */
+typedef struct {
+    ptrdiff_t B, T, I, O, K, dilation, groups;
+    int threads;
+    const int64_t *lengths; /* NULL: T valid steps each */
+    pyrnn_in x, w, b, left;
+    void *workspace;
+
+    /* forward: OUT */
+    void *packed;                /* IN: made by conv_pack, in place of w and b; or NULL */
+    void *y;
+    ptrdiff_t y_row, y_step;     /* elements from one sequence to the next, from one step to the next */
+    void *left_n;                /* may be left itself */
+    ptrdiff_t left_row, left_step;
+
+    /* one step: the last inputs [span + 1][B][I], span = (K - 1)·dilation; x, (B, I) here, takes the slot `now` in it */
+    void *ring;
+    ptrdiff_t now;
+
+    /* backward: IN, dleft_n with data NULL for zero; OUT, NULL where not needed, contiguous */
+    pyrnn_in dy, dleft_n;
+    void *dx, *dw, *db, *dleft;
+} pyrnn_conv;
 
 /* loss = log Σ e^logits - logits[target] on M rows of C classes, forward or backward; contiguous. */
 typedef struct {
@@ -187,6 +210,11 @@ typedef struct {
     size_t (*alignment_workspace[2])(const pyrnn_alignment *, int backward);
     void (*alignment_forward[2])(const pyrnn_alignment *);
     void (*alignment_backward[2])(const pyrnn_alignment *);
+    size_t (*conv_workspace[2])(const pyrnn_conv *, int backward);
+    size_t (*conv_pack[2])(const pyrnn_conv *, void *packed); /* bytes; NULL only counts */
+    void (*conv_forward[2])(const pyrnn_conv *);
+    void (*conv_step[2])(const pyrnn_conv *); /* on packed weights */
+    void (*conv_backward[2])(const pyrnn_conv *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
     void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *);
