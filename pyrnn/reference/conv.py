@@ -55,9 +55,7 @@ class ConvOps:
         if grad_outputs.y is not None:
             dy = np.where(valid, grad_outputs.y, 0).astype(whole.dtype)
             db = dy.sum(axis=(0, 1))
-            for of_x, of_w in zip(
-                _groups(whole.shape[2], config.groups), _groups(outputs, config.groups), strict=True
-            ):
+            for of_x, of_w in zip(_groups(whole.shape[2], config.groups), _groups(outputs, config.groups), strict=True):
                 for tap in range(taps):
                     at = slice(tap * config.dilation, tap * config.dilation + time)
                     dwhole[:, at, of_x] = dwhole[:, at, of_x] + dy[:, :, of_w] @ w[of_w, :, tap]
