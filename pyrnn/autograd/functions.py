@@ -406,8 +406,10 @@ def split(a: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the first ``size`` elements of the last axis and the others, both with one gradient between them."""
     x = _memory(a)
     parts = [x[..., :size], x[..., size:]]
-    if not (is_recording() and isinstance(a, Tensor) and a.requires_grad):
-        return Tensor(parts[0]), Tensor(parts[1])
+    if not (is_recording() and a.requires_grad):
+        first, rest = map(Tensor, parts)
+        first.version = rest.version = a.version
+        return first, rest
 
     def pullback(grads: Sequence[Any]) -> list[Any]:
         full = namespace(x).zeros_like(x)

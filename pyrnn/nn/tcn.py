@@ -137,9 +137,9 @@ class TCN(Convolutional):
             "activation": check_choice("activation", activation, tuple(ACTIVATIONS)),
             "dtype": str(check_dtype(dtype)),
         }
-        generator = np.random.default_rng(rng)
+        self.generator = np.random.default_rng(rng)
         self.network = [
-            TemporalBlock(layers, activation, self.config["dropout"], generator) for layers in _blocks(self.config)
+            TemporalBlock(layers, activation, self.config["dropout"], self.generator) for layers in _blocks(self.config)
         ]
 
     @classmethod
