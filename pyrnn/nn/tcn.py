@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -191,13 +192,14 @@ class TCN(Convolutional):
 
 def _blocks(config: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
     """Go through the blocks of a TCN: the configurations of their convolutions by name."""
-    inputs, dilations = config["input_size"], config["dilations"]
-    for number, outputs in enumerate(config["num_channels"]):
+    inputs = config["input_size"]
+    dilations = (2**number for number in count()) if config["dilations"] is None else config["dilations"]
+    for outputs, dilation in zip(config["num_channels"], dilations, strict=False):
         plain = {"out_channels": outputs, "groups": 1, "bias": True, "dtype": config["dtype"]}
         dilated = {
             **plain,
             "kernel_size": config["kernel_size"],
-            "dilation": 2**number if dilations is None else dilations[number],
+            "dilation": dilation,
             "weight_norm": config["weight_norm"],
         }
         layers = {"conv1": {"in_channels": inputs, **dilated}, "conv2": {"in_channels": outputs, **dilated}}
