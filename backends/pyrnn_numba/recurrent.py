@@ -16,9 +16,9 @@ from pyrnn import get_num_threads
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from . import walk
+from .memory import Memory, address, padded
 from .panel import PANEL, REPAID, ROWS, SCRATCH
 from .team import run
-from .vector import VECTOR_BYTES
 
 BLOCK_BYTES = 2**21  # of gates in a block of steps: what a second-level cache holds
 SECOND_THREAD = 5e6  # multiply-adds that are worth waking another thread for
@@ -81,34 +81,8 @@ class Saved(NamedTuple):
     q: int
 
 
-def address(array: Array | None) -> int:
-    return 0 if array is None else array.__array_interface__["data"][0]
-
-
-def padded(count: int, itemsize: int) -> int:
-    """Return the bytes of a row of so many elements, in whole vectors."""
-    return -(-count * itemsize // VECTOR_BYTES) * VECTOR_BYTES
-
-
-class Buffers:
-    """The memory that a call's kernels know by address, alive as long as this is."""
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.unit = dtype.type(0)
-        self.lanes = VECTOR_BYTES // dtype.itemsize
-        self.kept: list[Array] = []
-
-    def rows(self, *shapes: tuple[int, int] | None, zero: bool = False) -> list[int]:
-        """Allocate blocks of rows of a size in bytes, whole vectors; return their addresses, 0 for None."""
-        sizes = [0 if shape is None else shape[0] * shape[1] for shape in shapes]
-        memory = (np.zeros if zero else np.empty)(sum(sizes) + VECTOR_BYTES, np.uint8)
-        self.kept.append(memory)
-        at = padded(address(memory), 1)
-        found = []
-        for shape, size in zip(shapes, sizes, strict=True):
-            found.append(0 if shape is None else at)
-            at += size
-        return found
+class Buffers(Memory):
+    """Rows of a recurrent layer: brought into the order of a plan, and back."""
 
     def fill(self, target: int, size: int, array: Array | None, order: Array) -> None:
         """Copy an array's rows, in an order, into padded ones that are zero so far; None leaves them so."""

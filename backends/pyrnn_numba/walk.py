@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
 from numba import njit
 
+from .compiled import SOURCES, kernel
 from .panel import (
     SCRATCH,
     VECTOR,
@@ -28,12 +27,6 @@ from .panel import (
 )
 
 RNN_TANH, RNN_RELU, LSTM, GRU_AFTER, GRU_BEFORE = range(5)
-# Numba keeps compiled kernels as long as the file that they stand in is the same. The other files count too: their
-# digest is a default argument of each kernel, and so part of what a compiled one is found by.
-SOURCES = int.from_bytes(
-    sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).digest()[:7]
-)
-kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Weights(NamedTuple):
@@ -86,13 +79,6 @@ class Layer(NamedTuple):
 def element(layer, lengths, i, s):
     """Return the element of row i's sequence that step s processes."""
     return lengths[i] - 1 - s if layer.reverse else s
-
-
-@njit
-def share(first, last, grain, part, parts):
-    """Return a part of a range, cut at multiples of a grain."""
-    grains = (last - first + grain - 1) // grain
-    return min(first + grains * part // parts * grain, last), min(first + grains * (part + 1) // parts * grain, last)
 
 
 @njit
