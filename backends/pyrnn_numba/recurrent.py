@@ -11,18 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyrnn import get_num_threads
-
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from . import walk
 from .memory import Memory, address, padded
 from .panel import PANEL, REPAID, ROWS, SCRATCH
-from .team import run
+from .team import run, threads_worth
 
 BLOCK_BYTES = 2**21  # of gates in a block of steps: what a second-level cache holds
-SECOND_THREAD = 5e6  # multiply-adds that are worth waking another thread for
-SECOND_THREAD_OF_WEIGHTS = 5e5  # or so many weights, which come from memory
 GATES = (1, 1, 4, 3, 3)  # by cell
 # The GRU that resets after has two gradients of n: seen from the inputs, and from the state.
 GRADIENT_PLANES = (1, 1, 4, 4, 3)
@@ -130,8 +126,7 @@ def repays(rows: int, times: int = 1) -> bool:
 def threads_for(plan: Plan, arrays: Any) -> int:
     """Return how many threads a call is worth."""
     weights = arrays.w_ih.size + arrays.w_hh.size
-    worth = weights * int(plan.offsets[-1]) > SECOND_THREAD or weights > SECOND_THREAD_OF_WEIGHTS
-    return get_num_threads() if worth else 1
+    return threads_worth(weights * int(plan.offsets[-1]), weights)
 
 
 def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:

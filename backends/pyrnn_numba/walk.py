@@ -115,6 +115,13 @@ def pad_rows(unit, source, row, item, order, rows, count, target, padded, lanes,
 
 
 @kernel
+def copy_rows(unit, source, row, item, which, count, target, padded, lanes, sources=SOURCES):
+    """Copy some rows of any strides to the same places among padded ones."""
+    for number in which:
+        gather_row(unit, source + number * row, item, count, target + number * padded, lanes)
+
+
+@kernel
 def unpad_rows(unit, source, padded, order, target, row, count, lanes, sources=SOURCES):
     """Copy padded rows to where they belong."""
     for number in range(len(order)):
