@@ -184,15 +184,21 @@ def take_rows(unit, call, view, b, shared, first, count, target):
 
 @njit
 def take_keys(unit, call, view, b, shared, key, count, target):
-    """Copy rows of keys or values, what isn't finite as 0; return whether there was such."""
-    for number in range(count):
-        source = start_of_key(view, b, shared, key + number)
-        gather_row(unit, source, view.item, view.features, target + number * view.size, call.lanes)
+    """Return where rows of keys or values stand with what isn't finite as 0, and whether there was such.
+
+    They are copied, unless they stand ready.
+    """
     vectors = count * view.size // VECTOR
+    start = start_of_key(view, b, shared, key)
+    if view.item == call.item and view.time == view.size == view.features * view.item:
+        if not scores.has_unfinite(unit, start, vectors):
+            return start, False
+    for number in range(count):
+        gather_row(unit, start + number * view.time, view.item, view.features, target + number * view.size, call.lanes)
     if scores.has_unfinite(unit, target, vectors):
         scores.keep_finite(unit, target, vectors)
-        return True
-    return False
+        return target, True
+    return target, False
 
 
 @njit
@@ -359,9 +365,9 @@ def attend_block(unit, call, scratch, b, shared, first, count, starts, valid, as
             column += panel
         if call.threshold:
             drop_some(unit, call, scratch, scratch.s, width, key, n, b)
-        unfinite = take_keys(unit, call, call.v, b, shared, key, n, scratch.values)
+        values, unfinite = take_keys(unit, call, call.v, b, shared, key, n, scratch.values)
         sum_over_keys(
-            unit, call, scratch.s, width, count, n, scratch.values, call.v.size, scratch.zeros, 0, scratch.newest
+            unit, call, scratch.s, width, count, n, values, call.v.size, scratch.zeros, 0, scratch.newest
         )
         if unfinite:
             mend_rows(unit, call, scratch, call.v, b, shared, key, n, count, width, scratch.s, scratch.newest)

@@ -169,7 +169,7 @@ def add_bias_gradients(unit, call, scratch, grads, b, shared, first, key, count,
 
 
 @njit
-def visit(unit, call, scratch, grads, aim, b, shared, split, block, mend_k, starts, valid, asked):
+def visit(unit, call, scratch, grads, aim, b, shared, split, block, keys, mend_k, starts, valid, asked):
     """Do a block of rows of a split."""
     rows = call.queries * call.group
     first = block * call.block
@@ -230,7 +230,7 @@ def visit(unit, call, scratch, grads, aim, b, shared, split, block, mend_k, star
         pull_hidden(unit, call, scratch, grads, aim, b, split, key, n, count, width, dq)
     elif aim != OF_KEYS:
         size = call.k.size
-        sum_over_keys(unit, call, scratch.d, width, count, n, scratch.keys + from_key * size, size, dq, size, dq)
+        sum_over_keys(unit, call, scratch.d, width, count, n, keys + from_key * size, size, dq, size, dq)
         if mend_k:
             mend_rows(unit, call, scratch, call.k, b, shared, key, n, count, width, scratch.d, dq)
     if aim == OF_QUERIES:
@@ -268,14 +268,14 @@ def visit_all(unit, call, scratch, grads, aim, b, shared, split0, split1, block0
     item, rows = call.item, call.queries * call.group
     for split in range(split0, split1):
         key, count = split * SPLIT, min(SPLIT, call.keys - split * SPLIT)
-        mend_k = False
+        keys, mend_k = scratch.keys, False
         if aim == ALL or aim == OF_QUERIES:
-            mend_k = take_keys(unit, call, call.k, b, shared, key, count, scratch.keys)
+            keys, mend_k = take_keys(unit, call, call.k, b, shared, key, count, scratch.keys)
         if aim <= OF_KEYS or call.kind == ADDITIVE:
             scores.clear(unit, scratch.dk, count * call.k.size // VECTOR)
             scores.clear(unit, scratch.dv, count * call.v.size // VECTOR)
         for block in range(block0, block1):
-            visit(unit, call, scratch, grads, aim, b, shared, split, block, mend_k, starts, valid, asked)
+            visit(unit, call, scratch, grads, aim, b, shared, split, block, keys, mend_k, starts, valid, asked)
         if aim <= OF_KEYS:
             for number in range(count):
                 k, v = start_of_key(grads.k, b, shared, key + number), start_of_key(grads.v, b, shared, key + number)
@@ -335,5 +335,5 @@ def pull_bias(unit, call, scratch, grads, starts, valid, asked, part, parts, sou
                     number = number * splits + split if bias.item else number
                     number = number * blocks + block if bias.time else number
                     if number % parts == part:
-                        visit(unit, call, mine, grads, OF_BIAS, b, shared, split, block, False, starts, valid, asked)
+                        visit(unit, call, mine, grads, OF_BIAS, b, shared, split, block, 0, False, starts, valid, asked)
     denormals_restore(before)

@@ -307,9 +307,14 @@ def has_unfinite(e, row, count):
     """Tell whether one of so many vectors has an element that is NaN or infinite."""
 
     def body(k: Any, found: list[Vector]) -> list[Vector]:
-        return [e.fma(e.load(_at(e, row, whole(VECTOR_BYTES), k)), e.all(0.0), found[0])]
+        at = _at(e, row, whole(len(found) * VECTOR_BYTES), k)
+        return [e.fma(e.load(at, i * VECTOR_BYTES), e.all(0.0), total) for i, total in enumerate(found)]
 
-    (found,) = e.loop(count, [e.all(0.0)], body)
+    fours = e.builder.sdiv(count, whole(4))
+    sums = e.loop(fours, [e.all(0.0)] * 4, body)
+    row = _at(e, row, whole(4 * VECTOR_BYTES), fours)
+    (rest,) = e.loop(e.builder.srem(count, whole(4)), [e.all(0.0)], body)
+    found = sums[0] + sums[1] + sums[2] + sums[3] + rest
     return e.builder.zext(e.builder.fcmp_unordered("!=", e.sum(found), ir.Constant(e.element, 0.0)), ir.IntType(64))
 
 
