@@ -20,7 +20,7 @@ from . import scores
 from .activations import denormals_off, denormals_restore
 from .compiled import SOURCES, kernel
 from .dropout import drop
-from .panel import PANEL, VECTOR, WIDE, gather_row, pack, panel_width, product, scatter, scatter_row, times_panel
+from .panel import VECTOR, gather_row, pack, panel_width, product, scatter, scatter_row, times_panel
 
 DOT, ADDITIVE = range(2)
 SPLIT = 256
@@ -165,13 +165,12 @@ def keys_of_split(split, low, high):
 @njit
 def sees(unit, call, scratch, lane, key):
     """Tell whether a block's row sees a key."""
-    if key < scores.whole_at(unit, own(scratch, call, LOW) + 8 * lane):
+    low = scores.whole_at(unit, own(scratch, call, LOW) + 8 * lane)
+    high = scores.whole_at(unit, own(scratch, call, HIGH) + 8 * lane)
+    if not low <= key < high:
         return False
-    if key >= scores.whole_at(unit, own(scratch, call, HIGH) + 8 * lane):
-        return False
-    if call.mask.at:
-        return scores.byte_at(unit, scores.whole_at(unit, own(scratch, call, MASK) + 8 * lane) + key * call.mask.item) != 0
-    return True
+    mask = scores.whole_at(unit, own(scratch, call, MASK) + 8 * lane)
+    return not call.mask.at or scores.byte_at(unit, mask + key * call.mask.item) != 0
 
 
 @njit
@@ -190,9 +189,9 @@ def take_keys(unit, call, view, b, shared, key, count, target):
     """
     vectors = count * view.size // VECTOR
     start = start_of_key(view, b, shared, key)
-    if view.item == call.item and view.time == view.size == view.features * view.item:
-        if not scores.has_unfinite(unit, start, vectors):
-            return start, False
+    ready = view.item == call.item and view.time == view.size == view.features * view.item
+    if ready and not scores.has_unfinite(unit, start, vectors):
+        return start, False
     for number in range(count):
         gather_row(unit, start + number * view.time, view.item, view.features, target + number * view.size, call.lanes)
     if scores.has_unfinite(unit, target, vectors):
@@ -219,39 +218,25 @@ def score(unit, call, scratch, b, shared, key, count, width, inner_low, inner_hi
             unit, start, call.k.time, call.k.item, count, call.k.features, scratch.q_panels, width, scratch.zeros, 0,
             s, width,
         )  # fmt: skip
-    else:
-        column, depth = 0, call.k.features
-        while column < width:
-            panel = panel_width(column, width)
-            for number in range(count):
-                k, target = start + number * call.k.time, s + number * width + column
-                q = scratch.q_panels + column * depth
-                if panel == PANEL:
-                    scores.additive(unit, WIDE, q, panel, depth, k, call.k.item, call.hidden, call.item, target)
-                else:
-                    scores.additive(unit, 1, q, panel, depth, k, call.k.item, call.hidden, call.item, target)
-            column += panel
     hides = key < inner_low or key + count > inner_high
-    column = 0
+    column, depth = 0, call.k.features
     while column < width:
         panel = panel_width(column, width)
         place, lanes = s + column, column // call.item * 8
-        low, high = own(scratch, call, LOW) + lanes, own(scratch, call, HIGH) + lanes
-        added, mask = own(scratch, call, ADDED) + lanes, own(scratch, call, MASK) + lanes
-        if panel == PANEL:
-            if call.added.at:
-                scores.add_lanes(unit, WIDE, place, width, count, added, key, call.added.item)
-            if hides:
-                scores.hide_outside(unit, WIDE, place, width, count, key, low, high)
-            if call.mask.at:
-                scores.hide_masked(unit, WIDE, place, width, count, mask, key, call.mask.item)
-        else:
-            if call.added.at:
-                scores.add_lanes(unit, 1, place, width, count, added, key, call.added.item)
-            if hides:
-                scores.hide_outside(unit, 1, place, width, count, key, low, high)
-            if call.mask.at:
-                scores.hide_masked(unit, 1, place, width, count, mask, key, call.mask.item)
+        if call.kind == ADDITIVE:
+            q = scratch.q_panels + column * depth
+            for number in range(count):
+                k = start + number * call.k.time
+                scores.additive(
+                    unit, panel, q, panel, depth, k, call.k.item, call.hidden, call.item, place + number * width
+                )
+        elif call.added.at:
+            scores.add_lanes(unit, panel, place, width, count, own(scratch, call, ADDED) + lanes, key, call.added.item)
+        if hides:
+            low, high = own(scratch, call, LOW) + lanes, own(scratch, call, HIGH) + lanes
+            scores.hide_outside(unit, panel, place, width, count, key, low, high)
+        if call.mask.at:
+            scores.hide_masked(unit, panel, place, width, count, own(scratch, call, MASK) + lanes, key, call.mask.item)
         column += panel
 
 
@@ -358,17 +343,12 @@ def attend_block(unit, call, scratch, b, shared, first, count, starts, valid, as
         column = 0
         while column < width:
             panel = panel_width(column, width)
-            if panel == PANEL:
-                scores.soften(unit, WIDE, scratch.s + column, width, n, scratch.stats + column, call.width)
-            else:
-                scores.soften(unit, 1, scratch.s + column, width, n, scratch.stats + column, call.width)
+            scores.soften(unit, panel, scratch.s + column, width, n, scratch.stats + column, call.width)
             column += panel
         if call.threshold:
             drop_some(unit, call, scratch, scratch.s, width, key, n, b)
         values, unfinite = take_keys(unit, call, call.v, b, shared, key, n, scratch.values)
-        sum_over_keys(
-            unit, call, scratch.s, width, count, n, values, call.v.size, scratch.zeros, 0, scratch.newest
-        )
+        sum_over_keys(unit, call, scratch.s, width, count, n, values, call.v.size, scratch.zeros, 0, scratch.newest)
         if unfinite:
             mend_rows(unit, call, scratch, call.v, b, shared, key, n, count, width, scratch.s, scratch.newest)
         for r in range(count):

@@ -23,8 +23,8 @@ from .attend import (
     drop_some,
     keys_of_split,
     mend_rows,
-    own,
     of_part,
+    own,
     panels_of,
     score,
     sees,
@@ -35,7 +35,15 @@ from .attend import (
     take_rows,
 )
 from .compiled import SOURCES, kernel, share
-from .panel import PANEL, VECTOR, WIDE, copy_row, gather_row, pack_column, panel_width, product, product_of_rows, scatter_row
+from .panel import (
+    VECTOR,
+    gather_row,
+    pack_column,
+    panel_width,
+    product,
+    product_of_rows,
+    scatter_row,
+)
 
 ALL, OF_KEYS, OF_QUERIES, OF_BIAS = range(4)  # what a visit of blocks is for
 
@@ -143,14 +151,9 @@ def pull_hidden(unit, call, scratch, grads, aim, b, split, key, count, rows, wid
             panel = panel_width(column, width)
             q, out = scratch.q_panels + column * depth + a * panel, scratch.dq + a * width + column
             d = scratch.d + column
-            if panel == PANEL:
-                scores.pull_additive(
-                    unit, WIDE, q, k, call.k.time, v, d, width, count, out, dk, call.k.size, dv + a * call.item
-                )
-            else:
-                scores.pull_additive(
-                    unit, 1, q, k, call.k.time, v, d, width, count, out, dk, call.k.size, dv + a * call.item
-                )
+            scores.pull_additive(
+                unit, panel, q, k, call.k.time, v, d, width, count, out, dk, call.k.size, dv + a * call.item
+            )
             column += panel
     for r in range(rows if aim != OF_KEYS else 0):
         for a in range(depth):
@@ -209,18 +212,11 @@ def visit(unit, call, scratch, grads, aim, b, shared, split, block, keys, mend_k
         panel = panel_width(column, width)
         s, d, along = scratch.s + column, scratch.d + column, scratch.along + column
         lanes = own(scratch, call, ADDED) + column // call.item * 8
-        if panel == PANEL:
-            if not call.weights:
-                scores.weigh(unit, WIDE, s, width, n, scratch.stats + column, inverse + column)
-            elif call.added.at:
-                scores.add_lanes(unit, WIDE, d, width, n, lanes, key, call.added.item)
-            scores.pull_scores(unit, WIDE, s, d, width, n, along)
-        else:
-            if not call.weights:
-                scores.weigh(unit, 1, s, width, n, scratch.stats + column, inverse + column)
-            elif call.added.at:
-                scores.add_lanes(unit, 1, d, width, n, lanes, key, call.added.item)
-            scores.pull_scores(unit, 1, s, d, width, n, along)
+        if not call.weights:
+            scores.weigh(unit, panel, s, width, n, scratch.stats + column, inverse + column)
+        elif call.added.at:
+            scores.add_lanes(unit, panel, d, width, n, lanes, key, call.added.item)
+        scores.pull_scores(unit, panel, s, d, width, n, along)
         column += panel
     if aim == OF_BIAS:
         add_bias_gradients(unit, call, scratch, grads, b, shared, first, key, n, count, width)
@@ -238,16 +234,18 @@ def visit(unit, call, scratch, grads, aim, b, shared, split, block, keys, mend_k
     if call.threshold:
         drop_some(unit, call, scratch, scratch.s, width, key, n, b)
     if call.kind == DOT:
-        sum_over_rows(unit, call, scratch, call.q, scratch.q_rows, call.constants, b, shared, first, count, key, n,
-                      scratch.d, width, scratch.dk + from_key * call.k.size)
-    sum_over_rows(unit, call, scratch, grads.y, scratch.y_rows, call.constants + 2 * call.item, b, shared, first, count,
-                  key, n, scratch.s, width, scratch.dv + from_key * call.v.size)
+        sum_over_rows(
+            unit, call, scratch, call.q, scratch.q_rows, call.constants, b, shared, first, count, key, n, scratch.d,
+            width, scratch.dk + from_key * call.k.size,
+        )  # fmt: skip
+    sum_over_rows(
+        unit, call, scratch, grads.y, scratch.y_rows, call.constants + 2 * call.item, b, shared, first, count, key, n,
+        scratch.s, width, scratch.dv + from_key * call.v.size,
+    )  # fmt: skip
 
 
 @njit
-def sum_over_rows(
-    unit, call, scratch, view, values, constant, b, shared, first, rows, key, count, weights, width, out
-):
+def sum_over_rows(unit, call, scratch, view, values, constant, b, shared, first, rows, key, count, weights, width, out):
     """out += weights · values for a block's rows, for keys; values that are not finite as in `mend_keys`."""
     size = view.size
     unfinite = scores.has_unfinite(unit, values, rows * size // VECTOR)
@@ -265,11 +263,11 @@ def sum_over_rows(
 @njit
 def visit_all(unit, call, scratch, grads, aim, b, shared, split0, split1, block0, block1, starts, valid, asked):
     """Do blocks of rows of splits, and store the gradients that are complete then."""
-    item, rows = call.item, call.queries * call.group
+    rows = call.queries * call.group
     for split in range(split0, split1):
         key, count = split * SPLIT, min(SPLIT, call.keys - split * SPLIT)
         keys, mend_k = scratch.keys, False
-        if aim == ALL or aim == OF_QUERIES:
+        if aim in (ALL, OF_QUERIES):
             keys, mend_k = take_keys(unit, call, call.k, b, shared, key, count, scratch.keys)
         if aim <= OF_KEYS or call.kind == ADDITIVE:
             scores.clear(unit, scratch.dk, count * call.k.size // VECTOR)
@@ -283,7 +281,7 @@ def visit_all(unit, call, scratch, grads, aim, b, shared, split0, split1, block0
                     scatter_row(unit, scratch.dk + number * call.k.size, k, call.k.features, call.lanes)
                 if grads.v.at:
                     scatter_row(unit, scratch.dv + number * call.v.size, v, call.v.features, call.lanes)
-    if (aim == ALL or aim == OF_QUERIES) and grads.q.at:
+    if aim in (ALL, OF_QUERIES) and grads.q.at:
         for r in range(block0 * call.block, min(block1 * call.block, rows)):
             row = grads.q_sums + ((b * call.shared + shared) * rows + r) * call.q.size
             scores.scale(unit, row, call.q.size // VECTOR, call.constants)

@@ -110,7 +110,9 @@ def forward(
     lanes = padded(1, dtype.itemsize) // dtype.itemsize
     group = heads // max(1, shared)
     y = np.empty((*q.shape[:-1], v.shape[-1]), dtype)
-    weights = (np.empty if config.lengths is None else np.zeros)((batch, queries, keys), dtype) if gives_weights else None
+    weights = (
+        (np.empty if config.lengths is None else np.zeros)((batch, queries, keys), dtype) if gives_weights else None
+    )
     shape = (batch, heads, queries, keys) if q.ndim == 4 else (batch, queries, keys)
     left, right = getattr(config, "window", None) or (None, None)
     right = 0 if getattr(config, "causal", False) else right
@@ -143,7 +145,7 @@ def forward(
 def backward(
     saved: Saved, dy: Array | None, dweights: Array | None, *, q: bool, k: bool, v: bool, bias: Array | None = None
 ) -> dict[str, Array | None]:
-    """Return the gradients of q, k, v, of the hidden weights of the additive score, and of a bias like the one given."""
+    """Return the gradients of q, k, v, of the hidden weights of the additive score, and of a bias if one is given."""
     call, rows = saved.call, saved.limits
     queries, keys, values = saved.owners[1:4]
     dtype = queries.dtype
@@ -304,9 +306,7 @@ class AttentionOps:
             "query": lambda: grads["q"] if arrays.w is None else times(grads["q"], arrays.w),
             "keys": lambda: grads["k"],
             "values": lambda: grads["v"],
-            "w": lambda: times_transposed(
-                arrays.query, grads["q"], counts_a=any_seen(config, grad_shape(arrays))[0]
-            ),
+            "w": lambda: times_transposed(arrays.query, grads["q"], counts_a=any_seen(config, grad_shape(arrays))[0]),
         }
         return type(needs)(**{name: results[name]() if need else None for name, need in needs._asdict().items()})
 

@@ -39,7 +39,7 @@ def _philox(e: Emitter, words: list[Any], seed: Any) -> list[Any]:
 
 @emitted()
 def drop(e, s, width, key, count, position, head, row, seed, threshold, factor):
-    """Multiply weights with 0 or the number at ``factor``, for a vector of rows and keys from ``key`` on, a multiple of 4.
+    """Multiply a vector of rows' weights with 0 or the number at ``factor``, for keys from ``key`` on, four times n.
 
     ``position`` and ``head`` are addresses of the rows' own. Up to three keys past ``count`` are written too.
     """

@@ -13,7 +13,7 @@ PIECE = 128  # rows whose products are added up at a time, for a first-level cac
 
 @kernel
 def multiply(unit, a, a_row, a_step, rows, panels, depth, columns, zeros, out, part, parts, sources=SOURCES):
-    """out = a·b for a share of the rows, b packed in panels of ``columns`` bytes, which is also the size of out's rows."""
+    """out = a·b for a share of the rows, b packed in panels; its rows and out's have ``columns`` bytes."""
     before = denormals_off()
     first, last = share(0, rows, ROWS, part, parts)
     product(

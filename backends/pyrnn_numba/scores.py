@@ -1,8 +1,7 @@
 """From scores to weights and back, in blocks [keys][rows]: a key's scores for a vector of rows stand side by side.
 
 So a row's maximum and sums are a lane's, taken over keys in ascending order, and no lane knows of its neighbours. What
-a row does not see has the score -inf, and so the weight 0. Functions of ``columns`` do so many vectors of rows at
-once, ``width`` is the bytes of a block's rows of scores.
+a row does not see has the score -inf, and so the weight 0. ``width`` is the bytes of a block's rows of scores.
 
 ``stats`` has by row, each ``stride`` bytes after the one before: the largest score so far, the sum of exponentials
 from it, and what the sums so far and those of the newest split are multiplied with when the two are merged.
@@ -10,16 +9,38 @@ from it, and what the sums so far and those of the newest split are multiplied w
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 
 from .activations import exp_of_negative, tanh
+from .panel import PANEL, WIDE
 from .vector import VECTOR_BYTES, Emitter, Vector, emitted, whole
 
 LOWEST = {32: -3.4028234663852886e38, 64: -1.7976931348623157e308}
 LARGEST, SUM, OLD, NEW = range(4)  # stats
+
+
+def by_panel(function: Callable[..., None]) -> Any:
+    """Make a function ``(emitter, columns, *arguments)``, of so many vectors of rows, one of a panel's width in bytes.
+
+    Kernels call it as ``function(unit, panel, *arguments)``; see `panel.panel_width`.
+    """
+    names = ", ".join(list(inspect.signature(function).parameters)[2:])
+    scope: dict[str, Any] = {"inner": emitted("columns")(function)}
+    exec(
+        f"def {function.__name__}(unit, panel, {names}):\n"
+        f"    if panel == {PANEL}:\n"
+        f"        inner(unit, {WIDE}, {names})\n"
+        f"    else:\n"
+        f"        inner(unit, 1, {names})\n",
+        scope,
+    )
+    return njit(scope[function.__name__])
 
 
 def _at(e: Emitter, start: Any, stride: Any, number: Any) -> Any:
@@ -35,22 +56,20 @@ def _largest(e: Emitter, a: Vector, b: Any) -> Vector:
 # --- what a score is -------------------------------------------------------------------------------------------------
 
 
-@emitted("columns")
+@by_panel
 def additive(e, columns, q, q_step, depth, k, k_step, v, v_step, target):
     """Store v·tanh(q + k) of a key: a chain over ``depth`` in ascending order."""
 
     def add(a: Any, sums: list[Vector]) -> list[Vector]:
         key, factor = e.load_all(_at(e, k, k_step, a)), e.load_all(_at(e, v, v_step, a))
         row = _at(e, q, q_step, a)
-        return [
-            e.fma(factor, tanh(e, e.load(row, i * VECTOR_BYTES) + key), total) for i, total in enumerate(sums)
-        ]
+        return [e.fma(factor, tanh(e, e.load(row, i * VECTOR_BYTES) + key), total) for i, total in enumerate(sums)]
 
     for i, total in enumerate(e.loop(depth, [e.all(0.0)] * columns, add)):
         e.store(total, target, i * VECTOR_BYTES)
 
 
-@emitted("columns")
+@by_panel
 def add_lanes(e, columns, s, width, count, addresses, key, step):
     """Add what stands for each key, ``key`` the first, at a row's own address, ``step`` bytes on for every key."""
     starts = [e.load_wholes(addresses, 8 * e.lanes * i) for i in range(columns)]
@@ -65,9 +84,9 @@ def add_lanes(e, columns, s, width, count, addresses, key, step):
     e.loop(count, [], body)
 
 
-@emitted("columns")
+@by_panel
 def hide_outside(e, columns, s, width, count, key, low, high):
-    """Make -inf the scores of keys, ``key`` the first one, that are not in a row's own range from ``low`` to ``high``."""
+    """Make -inf the scores of keys, ``key`` the first, that are not in a row's own range from ``low`` to ``high``."""
     ranges = [tuple(e.load_wholes(bound, 8 * e.lanes * i) for bound in (low, high)) for i in range(columns)]
     nothing = e.all(-math.inf)
 
@@ -81,7 +100,7 @@ def hide_outside(e, columns, s, width, count, key, low, high):
     e.loop(count, [], body)
 
 
-@emitted("columns")
+@by_panel
 def hide_masked(e, columns, s, width, count, addresses, key, step):
     """Make -inf the scores whose byte of the mask is 0; as `add_lanes` finds it."""
     starts = [e.load_wholes(addresses, 8 * e.lanes * i) for i in range(columns)]
@@ -100,7 +119,7 @@ def hide_masked(e, columns, s, width, count, addresses, key, step):
 # --- the softmax -----------------------------------------------------------------------------------------------------
 
 
-@emitted("columns")
+@by_panel
 def soften(e, columns, s, width, count, stats, stride):
     """Turn a split's scores into exponentials from the split's largest, and bring ``stats`` up to date."""
     lowest = LOWEST[e.bits]
@@ -168,7 +187,7 @@ def finish_stats(e, stats, stride):
     e.store(e.where(seen, e.all(1.0) / total, e.all(0.0)), at)
 
 
-@emitted("columns")
+@by_panel
 def weigh(e, columns, s, width, count, largest, inverse):
     """Turn scores into weights."""
     most = [e.load(largest, i * VECTOR_BYTES) for i in range(columns)]
@@ -200,7 +219,7 @@ def weigh_stored(e, scores, item, count, largest, inverse):
 # --- backward --------------------------------------------------------------------------------------------------------
 
 
-@emitted("columns")
+@by_panel
 def pull_scores(e, columns, weights, d, width, count, along):
     """Turn the weights' gradients into those of the scores, weight · (gradient - along); 0 where the weight is."""
     alongs = [e.load(along, i * VECTOR_BYTES) for i in range(columns)]
@@ -216,7 +235,7 @@ def pull_scores(e, columns, weights, d, width, count, along):
     e.loop(count, [], body)
 
 
-@emitted("columns")
+@by_panel
 def pull_additive(e, columns, q, k, k_row, v, d, width, count, dq, dk, dk_row, dv):
     """Pull scores' gradients back through v·tanh(q + k), for one of the hidden units.
 

@@ -196,9 +196,7 @@ class Emitter:
             half //= 2
         return self.builder.extract_element(vector.value, ir.Constant(ir.IntType(32), 0))
 
-    def loop(
-        self, count: Any, starts: list[Vector], body: Callable[[Any, list[Vector]], list[Vector]]
-    ) -> list[Vector]:
+    def loop(self, count: Any, starts: list[Vector], body: Callable[[Any, list[Vector]], list[Vector]]) -> list[Vector]:
         """Write a loop over k = 0 .. count - 1 that hands vectors on, from ``starts``; return those after the last."""
         builder, before = self.builder, self.builder.block
         loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
