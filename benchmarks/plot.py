@@ -75,6 +75,14 @@ PLACES = {
         row_label="channels",
         column_label="B×T, kernel size, dilation",
     ),
+    "models": Places(
+        row=lambda c: (c["C"],),
+        column=lambda c: (c["L"], c["N"]),
+        row_text=str,
+        column_text=lambda L, N: f"{L}×{N}",
+        row_label="C",
+        column_label="L×N",
+    ),
 }
 
 

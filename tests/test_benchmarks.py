@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import pyrnn
+from pyrnn import nn
 from pyrnn.backend import choose
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are not installed with the packa
 
 from benchmarks import measure, peak  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.cases import FAMILIES, attention, conv  # noqa: E402
+from benchmarks.cases import FAMILIES, attention, conv, models  # noqa: E402
 from benchmarks.cases.attention import draw_data as draw_attention  # noqa: E402
 from benchmarks.cases.recurrent import (  # noqa: E402
     FULL,
@@ -396,6 +397,7 @@ def test_memory_of_attention(capsys: pytest.CaptureFixture[str], monkeypatch: py
         ("--family attention --shapes 1x8/0x64x8", "got '1x8/0x64x8'"),
         ("--family conv --shapes 1x8x64k0", "got '1x8x64k0'"),
         ("--family attention --ops full --mode decode", "decode: full left out: a last token's every key is causal's"),
+        ("--family models --peers onnxruntime", "argument --peers: expected torch, numba, reference, none"),
     ],
 )
 def test_bad_arguments_of_other_families(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,3 +455,60 @@ def test_shapes_of_convolutions() -> None:
     assert not notes
     assert depthwise[0].flops == 2 * 9 * 4 * 3
     assert conv.Case("dense", "train", 2, 9, 4, 8, 3, 1, "float32").flops == 3 * 2 * 18 * 4 * 8 * 3
+
+
+# --- models, step by step ------------------------------------------------------------------------------------------
+
+LAYERS = {"tcn": "TCN", "wavenet": "WaveNet", "transformer": "Transformer"}
+
+
+def model_case(op: str, dtype: str = "float32") -> Any:
+    if not hasattr(nn, LAYERS[op]):
+        pytest.skip(f"there is no pyrnn.nn.{LAYERS[op]}")
+    return models.Case(op, "step", 8, 3, 5, dtype)
+
+
+@pytest.mark.usefixtures("has_families")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("op", models.OPS)
+def test_models_give_the_same_results_in_every_form(op: str, dtype: str) -> None:
+    torch_models = pytest.importorskip("benchmarks.contenders.pytorch.models")
+    case = model_case(op, dtype)
+    data = models.draw_data(case)
+    own = prepare_pyrnn(case, data, 1)["pyrnn"]
+    expected = own.results()
+    forms = every_form(torch_models, lambda: torch_models.prepare_torch(case, data, 1))
+    assert set(forms) == {"eager", "script"}
+    for name, run in {"pyrnn": own, **forms, **prepare("reference", case, data, 1)}.items():
+        for _ in range(models.TURN + 3):  # a Transformer has gone back to its past meanwhile
+            run.call()
+        assert not differences(expected, run.results(), dtype), name
+
+
+@pytest.mark.usefixtures("has_families")
+@pytest.mark.parametrize("op", models.OPS)
+def test_a_models_weights_are_counted(op: str) -> None:
+    case = model_case(op)
+    matrices = [array for array in models.draw_data(case).model.state_dict().values() if array.ndim > 1]
+    lengths = [array for array in matrices if array.size == array.shape[0]]  # a weight norm's, folded before a step
+    assert case.weights == sum(array.size for array in matrices) - sum(array.size for array in lengths)
+
+
+@pytest.mark.usefixtures("has_families")
+def test_models_by_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    op = next((op for op in models.OPS if hasattr(nn, LAYERS[op])), "tcn")
+    model_case(op)
+    words = f"--family models --ops {op} --shapes 8x2x5,8x2 --peers none --rounds 1 --json"
+    assert main([*words.split(), str(file)]) == 0
+    cells = json.loads(file.read_text())["cells"]
+    assert [cell["shape"] for cell in cells] == (["8x2x5", "8x2x512"] if op == "transformer" else ["8x2"])
+
+
+def test_shapes_of_models() -> None:
+    assert models.parse_shapes("8x2,16x3x100") == [(8, 2, models.TOKENS), (16, 3, 100)]
+    with pytest.raises(ValueError, match="expected CxL, CxLxN or one of grid, comma-separated, got '8'"):
+        models.parse_shapes("8")
+    drawn = models.draw_shapes(30, 1)
+    assert drawn == models.draw_shapes(30, 1) != models.draw_shapes(30, 2)
+    assert all(16 <= C <= 512 and 2 <= L <= 12 and 16 <= N <= 2048 for C, L, N in drawn)

@@ -13,6 +13,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import attention, conv, recurrent
+from . import attention, conv, models, recurrent
 
-FAMILIES: dict[str, ModuleType] = {"recurrent": recurrent, "attention": attention, "conv": conv}
+FAMILIES: dict[str, ModuleType] = {"recurrent": recurrent, "attention": attention, "conv": conv, "models": models}
