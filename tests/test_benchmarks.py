@@ -302,7 +302,7 @@ def test_every_form_of_convolution_gives_the_same_results(op: str, mode: str) ->
     data = conv.draw_data(case)
     expected = prepare_pyrnn(case, data, 1)["pyrnn"].results()
     forms = every_form(torch_conv, lambda: torch_conv.prepare_torch(case, data, 1))
-    assert len(forms) == 3
+    assert len(forms) == 4
     for name, run in forms.items():
         assert not differences(expected, run.results(), "float32"), name
 

@@ -22,9 +22,14 @@ def prepare_torch(case: Any, data: Any, threads: int) -> Runs:
     def both(x: Any, w: Any, b: Any) -> Any:
         return conv1d(x, w, b, padding=case.context, **options)[:, :, : case.T]
 
-    def last(x: Any, w: Any, b: Any) -> Any:  # x (B, C, 1, T) and w (Cout, Cin, 1, K), their channels last in memory
-        padding = (0, case.context)
-        return conv2d(x, w, b, padding=padding, dilation=(1, case.dilation), groups=case.groups)[..., : case.T]
+    # Below, x is (B, C, 1, T) and w (Cout, Cin, 1, K), their channels last in memory.
+    wide = {"dilation": (1, case.dilation), "groups": case.groups}
+
+    def last_before(x: Any, w: Any, b: Any) -> Any:
+        return conv2d(pad(x, (case.context, 0)), w, b, **wide)
+
+    def last_both(x: Any, w: Any, b: Any) -> Any:
+        return conv2d(x, w, b, padding=(0, case.context), **wide)[..., : case.T]
 
     x, w, b, dy = map(torch.from_numpy, (data.x, data.w, data.b, data.dy))
     x, dy = (a.transpose(1, 2).contiguous() for a in (x, dy))
@@ -34,7 +39,8 @@ def prepare_torch(case: Any, data: Any, threads: int) -> Runs:
         "torch": quickest({
             "padded before": lambda: make(before, x, w, b, dy),
             "padded on both sides": lambda: make(both, x, w, b, dy),
-            "channels last": lambda: make(last, x_last, w_last, b, dy_last),
+            "channels last, padded before": lambda: make(last_before, x_last, w_last, b, dy_last),
+            "channels last, padded on both sides": lambda: make(last_both, x_last, w_last, b, dy_last),
         })
     }  # fmt: skip
 
