@@ -60,7 +60,7 @@ def softmax(scores: Array, seen: Array) -> Array:
     scores = np.where(seen, scores, np.finfo(scores.dtype).min).astype(scores.dtype)
     shifted = np.where(seen, scores - scores.max(axis=-1, keepdims=True), 0).astype(scores.dtype)
     terms = np.where(seen, np.exp(shifted), 0).astype(scores.dtype)
-    total = np.where(seen.any(axis=-1)[..., None], terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
+    total = np.where(seen.any(axis=-1, keepdims=True), terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
     return np.where(seen, terms / total, 0).astype(scores.dtype)  # 0 where it is not seen, be the total NaN
 
 
@@ -128,7 +128,7 @@ class AttentionOps:
 
     def attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
         (q, k, v, bias), config, seen, scale, shared, weights, y = saved
-        dy = np.where(seen.any(axis=-1)[..., None], grad_outputs.y, 0).astype(q.dtype)
+        dy = np.where(seen.any(axis=-1, keepdims=True), grad_outputs.y, 0).astype(q.dtype)
         dweights = dropped(dy @ v[:, shared].swapaxes(2, 3), config)
         dscores = softmax_back(weights, dweights, (dy * y).sum(axis=-1, keepdims=True), seen)
         scaled, seen_across = dscores * scale, seen.swapaxes(2, 3)
@@ -205,7 +205,7 @@ def weigh_back(grad_outputs: Any, outputs: Any, values: Array, seen: Array) -> t
     """Return the gradients of the scores and of the values."""
     ctx, alpha = outputs
     dctx, dalpha = grad_outputs
-    dctx = np.zeros_like(ctx) if dctx is None else np.where(seen.any(axis=-1)[..., None], dctx, 0).astype(ctx.dtype)
+    dctx = np.zeros_like(ctx) if dctx is None else np.where(seen.any(axis=-1, keepdims=True), dctx, 0).astype(ctx.dtype)
     along = (dctx * ctx).sum(axis=-1, keepdims=True)
     total = dctx @ values.swapaxes(1, 2)
     if dalpha is not None:
