@@ -37,7 +37,7 @@ BUILT_IN = {
 }
 DEFAULT = os.environ.get("PYRNN_BACKEND") or "cython"
 # Attention's sums over keys are taken over splits of so many keys, counted from key 0, which are then merged in order.
-# Whole splits that no query sees can be left out, and the results keep every bit: a backend that claims "chunk" has it so.
+# Whole splits that no query sees can be left out, and the results keep every bit, where a backend claims "chunk".
 KEY_SPLIT = 256
 
 
