@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from . import environment
@@ -48,21 +49,32 @@ def _writable(text: str) -> Path:
     return path
 
 
-def _shapes(text: str) -> Any:
-    from .cases import parse_shapes
+def _shapes(family: ModuleType) -> Callable[[str], Any]:
+    """Return what parses a family's shapes."""
 
-    try:
-        return parse_shapes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    def parse(text: str) -> Any:
+        try:
+            return family.parse_shapes(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
-def _parser() -> argparse.ArgumentParser:
+def _family(argv: Sequence[str] | None) -> str:
+    """Return the family, which says what all other arguments may be."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--family", default="recurrent")
+    return str(first.parse_known_args(argv)[0].family)
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
     import pyrnn
 
-    from .cases import GATES, MODES, SETS
-    from .contenders import FORCED, PEERS
+    from .cases import FAMILIES
+    from .contenders import FORCED
 
+    family = FAMILIES.get(name, FAMILIES["recurrent"])  # an unknown name is refused when arguments are parsed
     forced = environment.forced_level()
     threads = pyrnn.get_num_threads()
     parser = argparse.ArgumentParser(
@@ -70,22 +82,27 @@ def _parser() -> argparse.ArgumentParser:
         description="Time pyrnn beside its peers, in turns, in one run.",
         epilog="benchmarks/README.md says what is measured, and how.",
     )
-    parser.add_argument("--ops", type=_words(list(GATES)), default=list(GATES), metavar="OPS", help="rnn,lstm,gru")
     parser.add_argument(
-        "--mode", type=_words(list(MODES)), default=["forward", "train"], help=f"{', '.join(MODES)}; (forward,train)"
+        "--family", choices=FAMILIES, default="recurrent", help="what else can be asked for is its own; --help shows it"
     )
+    ops, modes = list(family.OPS), list(family.MODES)
+    usual = [mode for mode in ("forward", "train") if mode in modes] or modes
+    parser.add_argument("--ops", type=_words(ops), default=ops, metavar="OPS", help=",".join(ops))
+    parser.add_argument("--mode", type=_words(modes), default=usual, help=f"{', '.join(modes)}; ({','.join(usual)})")
     given = parser.add_mutually_exclusive_group()
     given.add_argument(
-        "--shapes", type=_shapes, help=f"BxTxH, BxTxIxH or {', '.join(SETS)}, comma-separated (each mode has its own)"
+        "--shapes",
+        type=_shapes(family),
+        help=f"{family.FORM} or {', '.join(family.SETS)}, comma-separated (each mode has its own)",
     )
-    given.add_argument("--grid", dest="shapes", action="store_const", const=SETS["grid"], help="--shapes grid")
+    given.add_argument("--grid", dest="shapes", action="store_const", const=family.SETS["grid"], help="--shapes grid")
     given.add_argument("--random", type=_count, metavar="N", help="draw N shapes, log-uniformly")
     parser.add_argument("--seed", type=int, default=0, help="of --random (0)")
     parser.add_argument(
         "--peers",
-        type=_words([*PEERS, "none"]),
-        default=[peer for peer in PEERS if not forced or peer in FORCED],
-        help=f"{', '.join(PEERS)} or none (all; with PYRNN_ISA those that follow it: {', '.join(FORCED)})",
+        type=_words([*family.PEERS, "none"]),
+        default=[peer for peer in family.PEERS if not forced or peer in FORCED],
+        help=f"{', '.join(family.PEERS)} or none (all; with PYRNN_ISA those that follow it: {', '.join(FORCED)})",
     )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--threads", type=_count, default=threads, help=f"of every contender ({threads})")
@@ -101,23 +118,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment.hold_peers_to_level()  # before anything imports NumPy
     import json
 
-    from .cases import MODES, TIMED, draw_shapes
+    from .cases import FAMILIES
     from .run import Settings, plan, run
 
-    parser = _parser()
+    parser = _parser(_family(argv))
     arguments = parser.parse_args(argv)
+    family = FAMILIES[arguments.family]
     if "none" in arguments.peers and len(arguments.peers) > 1:
         parser.error(f"argument --peers: none stands alone, got {','.join(arguments.peers)}")
     if arguments.plot and not find_spec("matplotlib"):
         parser.error("argument --plot: matplotlib is not installed; pip install 'pyrnn[bench]'")
-    if arguments.plot and not any(mode in TIMED for word in arguments.mode for mode in MODES[word]):
+    if arguments.plot and not any(mode in family.TIMED for word in arguments.mode for mode in family.MODES[word]):
         parser.error(f"argument --plot: there is nothing to draw of {', '.join(arguments.mode)}")
     if "end-to-end" in arguments.mode and arguments.dtype != "float32":
         parser.error(f"argument --dtype: end-to-end is float32, got {arguments.dtype}")
     settings = Settings(
+        family=arguments.family,
         ops=arguments.ops,
         modes=arguments.mode,
-        shapes=draw_shapes(arguments.random, arguments.seed) if arguments.random else arguments.shapes,
+        shapes=family.draw_shapes(arguments.random, arguments.seed) if arguments.random else arguments.shapes,
         peers=[peer for peer in arguments.peers if peer != "none"],
         dtype=arguments.dtype,
         threads=arguments.threads,

@@ -47,9 +47,11 @@ def describe(threads: int, peers: list[str]) -> dict[str, Any]:
 
     import pyrnn
     from pyrnn._core import runtime
+    from pyrnn.backend import choose
 
     return {
         "pyrnn": pyrnn.__version__,
+        "backend": choose("lstm").name,
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "peers": {peer: _version(peer) for peer in peers if peer != "reference"},

@@ -1,8 +1,8 @@
-"""Peak memory of a training call, each contender in a fresh process.
+"""Peak memory of a call, each contender in a fresh process.
 
-``python -m benchmarks.memory CONTENDER OP BxTxIxH DTYPE THREADS`` prints the bytes that one forward and backward
-pass took at most beyond what the process held before it: library, weights and arrays. A call on a tiny shape goes
-before, so that thread pools and tables made once don't count.
+``python -m benchmarks.memory CONTENDER FAMILY OP MODE SHAPE DTYPE THREADS`` prints the bytes that one call, in training
+forward and backward, took at most beyond what the process held before it: library, weights and arrays. A call on a tiny
+shape goes before, so that thread pools and tables made once don't count.
 """
 
 from __future__ import annotations
@@ -10,41 +10,35 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyrnn
 
-from .cases import Case, draw_data
-from .contenders import ours, prepare
+from .cases import FAMILIES
+from .contenders import prepare, prepare_pyrnn
 
 
-def measure(contender: str, case: Case, threads: int) -> int:
-    """Return the bytes that a contender's training takes at most, measured in a process of its own.
+def measure(contender: str, case: Any, threads: int) -> int:
+    """Return the bytes that a contender's call takes at most, measured in a process of its own.
 
     Raises
     ------
     RuntimeError
         The process failed; the message has what it said.
     """
-    shape = f"{case.B}x{case.T}x{case.I}x{case.H}"
-    command = [sys.executable, "-m", f"{__package__}.memory", contender, case.op, shape, case.dtype, str(threads)]
+    words = [contender, case.family, case.op, case.mode, case.shape, case.dtype, str(threads)]
+    command = [sys.executable, "-m", f"{__package__}.memory", *words]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     if done.returncode:
-        raise RuntimeError(f"{contender}, {case.op} {shape}: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(f"{contender}, {case.op} {case.shape}: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout)
 
 
-def floor(case: Case) -> float:
-    """Return the bytes of what training must hold at the end: y and the gradients of x, the states and the weights."""
-    return case.bytes / 2
-
-
-def _training(contender: str, case: Case, threads: int) -> Any:
-    data = draw_data(case)
-    runs = ours.prepare_pyrnn(case, data, threads) if contender == "pyrnn" else prepare(contender, case, data, threads)
+def _call(contender: str, case: Any, threads: int) -> Any:
+    data = FAMILIES[case.family].draw_data(case)
+    runs = prepare_pyrnn(case, data, threads) if contender == "pyrnn" else prepare(contender, case, data, threads)
     return runs[contender].call
 
 
@@ -69,12 +63,12 @@ def _kilobytes(status: Path, field: str) -> int:
 
 
 def main() -> None:
-    contender, op, shape, dtype, threads = sys.argv[1:]
-    B, T, I, H = map(int, shape.split("x"))
-    case = Case(op, "memory", B, T, I, H, dtype)
+    contender, name, op, mode, shape, dtype, threads = sys.argv[1:]
+    family = FAMILIES[name]
+    case = family.Case(op, mode, *family.parse_shapes(shape)[0], dtype)
     pyrnn.set_num_threads(int(threads))
-    _training(contender, replace(case, B=2, T=2), int(threads))()
-    print(_peak_of(_training(contender, case, int(threads))))
+    _call(contender, case.tiny(), int(threads))()
+    print(_peak_of(_call(contender, case, int(threads))))
 
 
 if __name__ == "__main__":

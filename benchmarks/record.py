@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cases import MODES, Case
-from .contenders import OUTSIDE
+from .cases import FAMILIES
+from .contenders import OUTSIDE, PEERS
 from .measure import Ratio, Times, geometric_mean, ratio
 
 VERSION = 1
@@ -27,13 +27,16 @@ class Cell:
         Those of them that gave another result.
     peak : float
         GFLOP/s, the best of its readings between the samples: what else the machine did can only lower one.
+    forms
+        In which form a contender that has several was timed, its fastest.
     """
 
-    case: Case
+    case: Any
     times: dict[str, Times]
     left_out: dict[str, str]
     wrong: list[str]
     peak: float
+    forms: dict[str, str]
 
     @property
     def rate(self) -> float:
@@ -50,17 +53,15 @@ class Cell:
         return ratio(self.times[name].samples, self.times["pyrnn"].samples)
 
     @property
-    def ragged_cost(self) -> float | None:
-        """Time divided by (padded time times the share of valid steps): 1 is work that follows the valid steps."""
-        if "padded" not in self.times:
-            return None
-        fill = self.case.steps / (self.case.B * self.case.T)
-        return 1 / (self.against("padded").median * fill)
+    def beside(self) -> float | None:
+        """What comes of a comparison with another run of pyrnn's own, the family's ``BESIDE``."""
+        name, _ = FAMILIES[self.case.family].BESIDE.get(self.case.mode, ("", ""))
+        return self.case.beside(self.against(name).median) if name in self.times else None
 
     def to_json(self) -> dict[str, Any]:
         case, best = self.case, self.best
         return {
-            "op": case.op, "mode": case.mode, "B": case.B, "T": case.T, "I": case.I, "H": case.H, "dtype": case.dtype,
+            "op": case.op, "mode": case.mode, **case.sizes, "shape": case.shape, "dtype": case.dtype,
             "flops": case.flops, "bytes": case.bytes, "peak_gflops": self.peak, "share_of_peak": self.rate / self.peak,
             "contenders": {
                 name: {
@@ -70,10 +71,11 @@ class Cell:
                 }
                 for name, times in self.times.items()
             },
+            "forms": self.forms,
             "left_out": self.left_out,
             "wrong": self.wrong,
             "best": {"peer": best, **ratio_json(self.against(best))} if best else None,
-            "ragged_cost": self.ragged_cost,
+            "ragged_cost" if case.family == "recurrent" else "beside": self.beside,
         }  # fmt: skip
 
 
@@ -96,8 +98,7 @@ class Record:
     def summary(self) -> list[dict[str, Any]]:
         """Return, for each op and mode, the geometric mean of best peer / pyrnn and the worst cell."""
         rows = []
-        modes = [mode for group in MODES.values() for mode in group]
-        for mode in modes:
+        for mode in dict.fromkeys(cell.case.mode for cell in self.cells):
             for op in dict.fromkeys(cell.case.op for cell in self.cells):
                 found = [(cell, cell.against(cell.best)) for cell in self.cells
                          if cell.best and (cell.case.mode, cell.case.op) == (mode, op)]  # fmt: skip
@@ -112,6 +113,24 @@ class Record:
                 })  # fmt: skip
         return rows
 
+    def backends(self) -> list[dict[str, Any]]:
+        """Return the geometric mean of each other backend's time / pyrnn's and its worst cell, by op and mode."""
+        rows = []
+        for mode in dict.fromkeys(cell.case.mode for cell in self.cells):
+            for op in dict.fromkeys(cell.case.op for cell in self.cells):
+                for name in (peer for peer in PEERS if peer not in OUTSIDE):
+                    found = [(cell, cell.against(name)) for cell in self.cells
+                             if name in cell.times and (cell.case.mode, cell.case.op) == (mode, op)]  # fmt: skip
+                    if not found:
+                        continue
+                    worst, at_worst = max(found, key=lambda pair: pair[1].median)
+                    rows.append({
+                        "op": op, "mode": mode, "backend": name, "cells": len(found),
+                        "geometric_mean": geometric_mean([r.median for _, r in found]),
+                        "worst": {"shape": worst.case.shape, **ratio_json(at_worst)},
+                    })  # fmt: skip
+        return rows
+
     def losses(self) -> list[Cell]:
         """Return the cells where a peer is faster beyond doubt: the whole interval of the ratio lies under 1."""
         return [cell for cell in self.cells if cell.best and (cell.against(cell.best).high or 1) < 1]
@@ -124,6 +143,7 @@ class Record:
             "bandwidth_gbs": self.bandwidth,
             "cells": [cell.to_json() for cell in self.cells],
             "summary": self.summary(),
+            "backends": self.backends(),
             "memory": self.memory,
             "end_to_end": self.end_to_end,
             "interrupted": self.interrupted,

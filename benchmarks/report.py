@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .cases import FAMILIES
 from .contenders import OUTSIDE
 from .end_to_end import Result
 from .measure import Ratio
@@ -13,9 +14,10 @@ NONE = "–"
 BUSY = "This machine had a load of {:.1f} before the run: what else it does may distort even ratios."
 
 
-def columns(mode: str, peers: list[str]) -> list[str]:
+def columns(case: Any, peers: list[str]) -> list[str]:
     """Return the contenders that get a column beside pyrnn's."""
-    return [name for peer in peers for name in ((peer, "torch-cell") if (peer, mode) == ("torch", "step") else (peer,))]
+    cell = (case.family, case.mode) == ("recurrent", "step")
+    return [name for peer in peers for name in ((peer, "torch-cell") if cell and peer == "torch" else (peer,))]
 
 
 def row(cells: list[str]) -> str:
@@ -35,28 +37,33 @@ def heading(record: Record) -> list[str]:
         f"{e['cpu']}, {e['threads']} threads, ISA level {level}, OpenMP {'yes' if e['openmp'] else 'no'}",
         f"pyrnn {e['pyrnn']}, Python {e['python']}, NumPy {e['numpy']}{', ' * bool(peers)}{peers}",
         f"memory read at {record.bandwidth:.1f} GB/s; {record.settings['dtype']}, {record.settings['rounds']} rounds",
+        *([f"pyrnn's backend is {e['backend']}, by PYRNN_BACKEND"] if e["backend"] != "cython" else []),
         *([BUSY.format(e["load"])] if e["load"] > 0.5 else []),
         *(f"not here: {name}: {why}" for name, why in record.settings["missing"].items()),
     ]
 
 
-def table_header(mode: str, peers: list[str]) -> list[str]:
-    names = [f"{name} ÷" for name in columns(mode, peers)]
-    ragged = ["÷ padded × fill"] if mode.startswith("ragged") else []
-    return header(["op", "B×T×I×H", "pyrnn ms", "quartiles", "of peak", *ragged, *names, "best peer ÷ [95%]"])
+def table_header(case: Any, peers: list[str]) -> list[str]:
+    family = FAMILIES[case.family]
+    names = [f"{name} ÷" for name in columns(case, peers)]
+    beside = [heading for mode, (_, heading) in family.BESIDE.items() if mode == case.mode]
+    return header(["op", family.COLUMN, "pyrnn ms", "quartiles", "of peak", *beside, *names, "best peer ÷ [95%]"])
 
 
 def table_row(cell: Cell, peers: list[str]) -> str:
     own = cell.times["pyrnn"]
     low, high = own.quartiles
-    cost = cell.ragged_cost
     found = [
         f"{cell.against(name).median:.2f}" if name in cell.times else "wrong" if name in cell.wrong else NONE
-        for name in columns(cell.case.mode, peers)
+        for name in columns(cell.case, peers)
     ]
-    best = f"{ratio_text(cell.against(cell.best))} {cell.best}" if cell.best else NONE
+    form = f", {cell.forms[cell.best]}" if cell.best in cell.forms else ""
+    best = f"{ratio_text(cell.against(cell.best))} {cell.best}{form}" if cell.best else NONE
+    beside = []
+    if cell.case.mode in FAMILIES[cell.case.family].BESIDE:
+        beside = [NONE if cell.beside is None else f"{cell.beside:.2f}"]
     parts = [cell.case.op, cell.case.shape, milliseconds(own.median), f"{milliseconds(low)}–{milliseconds(high)}"]
-    parts += [f"{cell.rate / cell.peak:.0%}", *([] if cost is None else [f"{cost:.2f}"]), *found, best]
+    parts += [f"{cell.rate / cell.peak:.0%}", *beside, *found, best]
     return row(parts)
 
 
@@ -70,13 +77,18 @@ def milliseconds(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-MEMORY_HEADER = header(["op", "B×T×I×H", "pyrnn MB", "torch MB", "torch ÷", "results alone MB"])
+def memory_header(case: Any) -> list[str]:
+    scores = ["of the scores"] if case.family == "attention" else []
+    return header(
+        ["op", FAMILIES[case.family].COLUMN, "pyrnn MB", "torch MB", "torch ÷", "results alone MB", *scores]
+    )  # fmt: skip
 
 
 def memory_row(entry: dict[str, Any]) -> str:
     own, theirs = entry["bytes"]["pyrnn"], entry["bytes"].get("torch")
     other = [f"{theirs / 1e6:.1f}", f"{theirs / own:.2f}"] if theirs is not None and own else [NONE, NONE]
-    return row([entry["op"], entry["shape"], f"{own / 1e6:.1f}", *other, f"{entry['floor_bytes'] / 1e6:.1f}"])
+    scores = [f"{own / entry['scores_bytes']:.1%}"] if "scores_bytes" in entry else []
+    return row([entry["op"], entry["shape"], f"{own / 1e6:.1f}", *other, f"{entry['floor_bytes'] / 1e6:.1f}", *scores])
 
 
 def end_to_end_table(result: Result) -> list[str]:
@@ -130,6 +142,13 @@ def closing(record: Record) -> list[str]:
     for cell in lost:
         lines.append(f"- {cell.case.op} {cell.case.mode} {cell.case.shape}: "
                      f"{ratio_text(cell.against(cell.best))} {cell.best}")  # fmt: skip
+    backends = record.backends()
+    if backends:
+        lines += ["\npyrnn's other backends ÷ pyrnn (above 1: they are slower)\n"]
+        lines += header(["backend", "op", "mode", "cells", "geometric mean", "worst cell"])
+        for b in backends:
+            at = f"{b['worst']['shape']}: {b['worst']['median']:.2f}"
+            lines.append(row([b["backend"], b["op"], b["mode"], str(b["cells"]), f"{b['geometric_mean']:.2f}", at]))
     reasons: dict[str, list[str]] = {}
     for cell in record.cells:
         for name, why in cell.left_out.items():

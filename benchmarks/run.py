@@ -13,8 +13,8 @@ from typing import Any
 import pyrnn
 
 from . import end_to_end, environment, memory, report
-from .cases import MODES, TIMED, Case, Shape, draw_data, shapes_for
-from .contenders import Runs, UnableError, differences, missing, ours, prepare
+from .cases import FAMILIES
+from .contenders import Runs, UnableError, differences, missing, prepare, prepare_pyrnn
 from .measure import interleave
 from .peak import Machine
 from .record import Cell, Record
@@ -24,9 +24,10 @@ from .record import Cell, Record
 class Settings:
     """What the command line asked for; ``shapes`` None leaves each mode its own."""
 
+    family: str
     ops: list[str]
     modes: list[str]
-    shapes: list[Shape] | None
+    shapes: list[Any] | None
     peers: list[str]
     dtype: str
     threads: int
@@ -34,25 +35,25 @@ class Settings:
     budget: float
 
 
-def plan(settings: Settings) -> tuple[list[Case], list[str]]:
-    """Return the cases in their order, and notes on shapes left out."""
-    cases: list[Case] = []
-    notes = []
-    for mode in (mode for word in settings.modes for mode in MODES[word]):
-        shapes, note = shapes_for(mode, settings.shapes)
-        notes += [f"{mode}: {note}"] if note else []
-        ops = ["lstm"] if mode == "end-to-end" else settings.ops
-        cases += [Case(op, mode, *shape, settings.dtype) for op in ops for shape in shapes]
+def plan(settings: Settings) -> tuple[list[Any], list[str]]:
+    """Return the cases in their order, and notes on what was left out."""
+    family = FAMILIES[settings.family]
+    cases: list[Any] = []
+    notes: list[str] = []
+    for mode in (mode for word in settings.modes for mode in family.MODES[word]):
+        found, told = family.plan(settings.ops, mode, settings.shapes, settings.dtype)
+        cases += found
+        notes += told
     return cases, notes
 
 
-def run(settings: Settings, cases: list[Case], notes: list[str]) -> Record:
+def run(settings: Settings, cases: list[Any], notes: list[str]) -> Record:
     """Run the cases and print a table of each mode as it grows; Ctrl-C ends it with what there is."""
     with pyrnn.num_threads(settings.threads):
         return _run(settings, cases, notes)
 
 
-def _run(settings: Settings, cases: list[Case], notes: list[str]) -> Record:
+def _run(settings: Settings, cases: list[Any], notes: list[str]) -> Record:
     lacking = {peer: missing(peer) for peer in settings.peers if missing(peer)}
     peers = [peer for peer in settings.peers if peer not in lacking]
     machine = Machine(settings.threads)
@@ -71,12 +72,12 @@ def _run(settings: Settings, cases: list[Case], notes: list[str]) -> Record:
             progress.begin(f"{case.op} {case.mode} {case.shape}")
             if case.mode != mode:
                 mode = case.mode
-                for line in _mode_header(mode, peers):
+                for line in _mode_header(case, peers):
                     progress.say(line)
             share = max(0.0, end - time.perf_counter()) / (len(cases) - index)
             for line in _run_case(case, settings, peers, machine, share, record):
                 progress.say(line)
-            if case.mode in TIMED:
+            if case.mode in FAMILIES[case.family].TIMED:
                 for name in record.cells[-1].wrong:
                     why = record.cells[-1].left_out[name]
                     progress.say(f"WRONG RESULT: {name}, {case.op} {case.mode} {case.shape}: {why}", sys.stderr)
@@ -89,23 +90,28 @@ def _run(settings: Settings, cases: list[Case], notes: list[str]) -> Record:
     return record
 
 
-def _mode_header(mode: str, peers: list[str]) -> list[str]:
-    if mode in TIMED:
-        return [f"\n{mode}\n", *report.table_header(mode, peers)]
-    return ["\nPeak memory of a training call\n", *report.MEMORY_HEADER] if mode == "memory" else []
+def _mode_header(case: Any, peers: list[str]) -> list[str]:
+    if case.mode in FAMILIES[case.family].TIMED:
+        return [f"\n{case.mode}\n", *report.table_header(case, peers)]
+    if case.mode.startswith("memory"):
+        call = "training" if case.trains else "forward"
+        return [f"\nPeak memory of a {call} call\n", *report.memory_header(case)]
+    return []
 
 
 def _run_case(
-    case: Case, settings: Settings, peers: list[str], machine: Machine, budget: float, record: Record
+    case: Any, settings: Settings, peers: list[str], machine: Machine, budget: float, record: Record
 ) -> list[str]:
     """Run one case, add it to the record, and return the lines that tell of it."""
-    if case.mode == "memory":
+    if case.mode.startswith("memory"):
         names = ["pyrnn", *(peer for peer in peers if peer == "torch")]
         entry = {
             "op": case.op,
+            "mode": case.mode,
             "shape": case.shape,
             "bytes": {name: memory.measure(name, case, settings.threads) for name in names},
-            "floor_bytes": memory.floor(case),
+            "floor_bytes": case.results_bytes,
+            **({"scores_bytes": case.scores_bytes} if case.family == "attention" else {}),
         }
         record.memory.append(entry)
         return [report.memory_row(entry)]
@@ -121,10 +127,10 @@ def _run_case(
     return [report.table_row(cell, peers)]
 
 
-def time_case(case: Case, settings: Settings, peers: list[str], machine: Machine, budget: float = math.inf) -> Cell:
+def time_case(case: Any, settings: Settings, peers: list[str], machine: Machine, budget: float = math.inf) -> Cell:
     """Prepare the contenders, hold their results against pyrnn's, and time those that agree."""
-    data = draw_data(case)
-    runs: Runs = ours.prepare_pyrnn(case, data, settings.threads)
+    data = FAMILIES[case.family].draw_data(case)
+    runs: Runs = prepare_pyrnn(case, data, settings.threads)
     assert runs["pyrnn"].results is not None
     expected = runs["pyrnn"].results()
     for own in runs.values():
@@ -147,7 +153,8 @@ def time_case(case: Case, settings: Settings, peers: list[str], machine: Machine
     times, peaks = interleave(
         {name: found.call for name, found in runs.items()}, settings.rounds, budget, lambda: machine.peak(case.dtype)
     )
-    return Cell(case, times, left_out, wrong, max(peaks))
+    forms = {name: found.form for name, found in runs.items() if found.form}
+    return Cell(case, times, left_out, wrong, max(peaks), forms)
 
 
 class _Lines:

@@ -94,7 +94,7 @@ BINARY: dict[str, tuple[Callable[..., Any], bool]] = {
 REDUCTIONS = {"sum": F.sum, "mean": F.mean, "max": F.max, "min": F.min}
 OTHERS = {
     "matmul", "where", "getitem", "reshape", "transpose", "swapaxes", "expand_dims", "squeeze", "broadcast_to",
-    "concatenate", "stack",
+    "concatenate", "stack", "split", "gated_tanh",
 }  # fmt: skip
 
 
@@ -214,6 +214,24 @@ def test_concatenate_and_stack(shape: tuple[int, ...], sizes: list[int], seed: i
 
 
 OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
+
+
+@given(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=3), st.integers(0, 3), SEEDS)
+def test_split(shape: tuple[int, ...], size: int, seed: int) -> None:
+    a = np.random.default_rng(seed).normal(size=shape)
+    first, rest = F.split(Tensor(a), size)
+    assert np.array_equal(first.data, a[..., :size]) and np.array_equal(rest.data, a[..., size:])
+    check_gradients(lambda a: F.concatenate([part * part for part in F.split(a, size)], -1), a, seed=seed)
+    check_gradients(lambda a: F.split(a, size)[0], a, seed=seed)
+    check_gradients(lambda a: F.split(a, size)[1], a, seed=seed)
+
+
+@given(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3), st.integers(1, 4), SEEDS)
+def test_gated_tanh(shape: tuple[int, ...], half: int, seed: int) -> None:
+    a = np.random.default_rng(seed).normal(size=(*shape, 2 * half), scale=3)
+    expected = np.tanh(a[..., :half]) / (1 + np.exp(-a[..., half:]))
+    np.testing.assert_allclose(F.gated_tanh(Tensor(a)).data, expected, rtol=1e-13, atol=1e-15)
+    check_gradients(F.gated_tanh, a, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,9 @@ def test_every_class_that_a_file_may_name_says_its_shapes(name: str) -> None:
         "Linear": {"in_features": 2, "out_features": 3},
         "Embedding": {"num_embeddings": 2, "embedding_dim": 3},
         "LayerNorm": {"normalized_shape": 2},
+        "CausalConv1d": {"in_channels": 2, "out_channels": 3, "kernel_size": 2, "weight_norm": True},
+        "TCN": {"input_size": 2, "num_channels": [3, 3]},
+        "WaveNet": {"input_size": 1, "residual_channels": 2, "skip_channels": 3, "output_size": 2, "num_layers": 2},
     }
     recurrent = {"input_size": 2, "hidden_size": 3, "num_layers": 2, "learn_initial_state": True}
     layer = nn.REGISTRY[name](**sizes.get(name, recurrent if name in ("RNN", "LSTM", "GRU") else {}))

@@ -23,6 +23,8 @@ CONSTANTS = {
     64: (1.5 * 2.0**52, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13, 20.0, 746.0),
 }
 
+LEAST = {32: -87.0, 64: -708.0}  # e^x below it is 0: its exponent would not be that of a normal number
+
 
 def _parts(e: Emitter, y: Vector) -> tuple[Vector, Vector]:
     """Return p and n of e^y = 2^n (1 + p), n with the magic number still in it."""
@@ -44,6 +46,12 @@ def tanh(e: Emitter, x: Vector) -> Vector:
     scale = e.power_of_two(n)
     m = e.fma(scale * -1.0, p, 1.0 - scale)  # 1 - e^(-2|x|)
     return e.call("copysign", m / (2.0 - m), x)
+
+
+def exp_of_negative(e: Emitter, x: Vector) -> Vector:
+    """Return e^x of x <= 0; 0 where it would leave the exponent's range, NaN where x is."""
+    p, n = _parts(e, x)
+    return e.where_greater(LEAST[e.bits], x, 0.0, (p + 1.0) * e.power_of_two(n))
 
 
 def sigmoid(e: Emitter, x: Vector) -> Vector:

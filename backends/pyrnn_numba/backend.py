@@ -7,18 +7,23 @@ from numba.core import config
 from pyrnn import Backend, BackendUnavailableError
 from pyrnn.backend import Claim
 
+from .attention import AttentionOps
+from .conv import ConvOps
 from .recurrent import RecurrentOps
 from .vector import HAS_FMA
 
 INVARIANT = Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"}))
 
 
-class NumbaBackend(RecurrentOps, Backend):
+class NumbaBackend(RecurrentOps, AttentionOps, ConvOps, Backend):
     """Kernels compiled by Numba, forward and backward, on several threads, in float32 and float64."""
 
     name = "numba"
     note = "compiles at first use, about 15 s a dtype, and keeps that on disk: later processes start in under a second"
-    claims = dict.fromkeys(("rnn", "lstm", "gru"), INVARIANT)
+    claims = dict.fromkeys(
+        ("rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "causal_conv1d"),
+        INVARIANT,
+    )
 
     def __init__(self) -> None:
         if config.DISABLE_JIT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import cells
 from .activations import denormals_off, denormals_restore
+from .compiled import SOURCES, kernel, share
 from .panel import ROWS, VECTOR, add_gathered, add_to, product_of_rows, scatter_row
 from .walk import (
     GRU_AFTER,
@@ -11,12 +12,9 @@ from .walk import (
     LSTM,
     RNN_RELU,
     RNN_TANH,
-    SOURCES,
     element,
     gather_inputs,
-    kernel,
     own,
-    share,
     times,
 )  # fmt: skip
 

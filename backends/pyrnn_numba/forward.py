@@ -6,6 +6,7 @@ from numba import njit
 
 from . import cells
 from .activations import denormals_off, denormals_restore
+from .compiled import SOURCES, kernel, share
 from .panel import PANEL, ROWS, SCRATCH, VECTOR, copy_row, product_of_weights, scatter_row
 from .walk import (
     GRU_AFTER,
@@ -13,12 +14,9 @@ from .walk import (
     LSTM,
     RNN_RELU,
     RNN_TANH,
-    SOURCES,
     element,
     gather_inputs,
-    kernel,
     own,
-    share,
     times,
 )  # fmt: skip
 

@@ -43,35 +43,19 @@ def _accumulate(
     def row(start: Any, stride: Any, number: int) -> Any:
         return builder.add(start, builder.mul(stride, ir.Constant(INT, number)))
 
-    first = [[e.load(row(*c, r), v * VECTOR_BYTES) for v in range(columns)] for r in range(rows)]
-    before = builder.block
-    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-    builder.cbranch(builder.icmp_signed(">", depth, ir.Constant(INT, 0)), loop, after)
-    builder.position_at_end(loop)
-    k = builder.phi(INT)
-    sums = [[builder.phi(e.type) for _ in range(columns)] for _ in range(rows)]
-    b = [load_b(k, v) for v in range(columns)]
-    step = builder.add(address, builder.mul(k, a_step))
-    added = []
-    for r in range(rows):
-        number = e.load_all(row(step, a_row, r))
-        added.append([e.fma(number, b[v], Vector(e, sums[r][v])) for v in range(columns)])
-    following = builder.add(k, ir.Constant(INT, 1))
-    builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
-    k.add_incoming(ir.Constant(INT, 0), before)
-    k.add_incoming(following, loop)
-    builder.position_at_end(after)
+    def add(k: Any, sums: list[Vector]) -> list[Vector]:
+        b = [load_b(k, v) for v in range(columns)]
+        step = builder.add(address, builder.mul(k, a_step))
+        added = []
+        for r in range(rows):
+            number = e.load_all(row(step, a_row, r))
+            added += [e.fma(number, b[v], sums[r * columns + v]) for v in range(columns)]
+        return added
+
+    sums = e.loop(depth, [e.load(row(*c, r), v * VECTOR_BYTES) for r in range(rows) for v in range(columns)], add)
     for r in range(rows):
         for v in range(columns):
-            sums[r][v].add_incoming(first[r][v].value, before)
-            sums[r][v].add_incoming(added[r][v].value, loop)
-            total = builder.phi(e.type)
-            total.add_incoming(first[r][v].value, before)
-            total.add_incoming(added[r][v].value, loop)
-            first[r][v] = Vector(e, total)
-    for r in range(rows):
-        for v in range(columns):
-            e.store(first[r][v], row(*out, r), v * VECTOR_BYTES)
+            e.store(sums[r * columns + v], row(*out, r), v * VECTOR_BYTES)
 
 
 @emitted("rows", "columns")
@@ -151,7 +135,9 @@ def copy_row(unit, source, target, size):
 @njit
 def gather_row(unit, source, stride, count, target, lanes):
     """Make a padded row of ``count`` elements that lie ``stride`` bytes apart."""
-    for first in range(0, count, lanes):
+    beside = count // lanes * lanes if stride == VECTOR // lanes else 0
+    copy_row(unit, source, target, beside // lanes * VECTOR)
+    for first in range(beside, count, lanes):
         gather(unit, source + first * stride, stride, count - first, target + first // lanes * VECTOR)
 
 

@@ -11,18 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyrnn import get_num_threads
-
 from . import backward as backward_kernels
 from . import forward as forward_kernels
 from . import walk
+from .memory import Memory, address, padded
 from .panel import PANEL, REPAID, ROWS, SCRATCH
-from .team import run
-from .vector import VECTOR_BYTES
+from .team import run, threads_worth
 
 BLOCK_BYTES = 2**21  # of gates in a block of steps: what a second-level cache holds
-SECOND_THREAD = 5e6  # multiply-adds that are worth waking another thread for
-SECOND_THREAD_OF_WEIGHTS = 5e5  # or so many weights, which come from memory
 GATES = (1, 1, 4, 3, 3)  # by cell
 # The GRU that resets after has two gradients of n: seen from the inputs, and from the state.
 GRADIENT_PLANES = (1, 1, 4, 4, 3)
@@ -81,34 +77,8 @@ class Saved(NamedTuple):
     q: int
 
 
-def address(array: Array | None) -> int:
-    return 0 if array is None else array.__array_interface__["data"][0]
-
-
-def padded(count: int, itemsize: int) -> int:
-    """Return the bytes of a row of so many elements, in whole vectors."""
-    return -(-count * itemsize // VECTOR_BYTES) * VECTOR_BYTES
-
-
-class Buffers:
-    """The memory that a call's kernels know by address, alive as long as this is."""
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.unit = dtype.type(0)
-        self.lanes = VECTOR_BYTES // dtype.itemsize
-        self.kept: list[Array] = []
-
-    def rows(self, *shapes: tuple[int, int] | None, zero: bool = False) -> list[int]:
-        """Allocate blocks of rows of a size in bytes, whole vectors; return their addresses, 0 for None."""
-        sizes = [0 if shape is None else shape[0] * shape[1] for shape in shapes]
-        memory = (np.zeros if zero else np.empty)(sum(sizes) + VECTOR_BYTES, np.uint8)
-        self.kept.append(memory)
-        at = padded(address(memory), 1)
-        found = []
-        for shape, size in zip(shapes, sizes, strict=True):
-            found.append(0 if shape is None else at)
-            at += size
-        return found
+class Buffers(Memory):
+    """Rows of a recurrent layer: brought into the order of a plan, and back."""
 
     def fill(self, target: int, size: int, array: Array | None, order: Array) -> None:
         """Copy an array's rows, in an order, into padded ones that are zero so far; None leaves them so."""
@@ -156,8 +126,7 @@ def repays(rows: int, times: int = 1) -> bool:
 def threads_for(plan: Plan, arrays: Any) -> int:
     """Return how many threads a call is worth."""
     weights = arrays.w_ih.size + arrays.w_hh.size
-    worth = weights * int(plan.offsets[-1]) > SECOND_THREAD or weights > SECOND_THREAD_OF_WEIGHTS
-    return get_num_threads() if worth else 1
+    return threads_worth(weights * int(plan.offsets[-1]), weights)
 
 
 def forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:

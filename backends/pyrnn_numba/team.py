@@ -14,6 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+from pyrnn import get_num_threads
+
+SECOND_THREAD = 5e6  # multiply-adds that are worth waking another thread for
+SECOND_THREAD_OF_WEIGHTS = 5e5  # or so many elements, each used a time or two, which come from memory
+
+
+def threads_worth(multiply_adds: int, elements: int) -> int:
+    """Return how many threads a call is worth."""
+    return get_num_threads() if multiply_adds > SECOND_THREAD or elements > SECOND_THREAD_OF_WEIGHTS else 1
+
 
 @cache
 def _pool() -> ThreadPoolExecutor:

@@ -28,6 +28,11 @@ VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx2") els
 INT = ir.IntType(64)
 
 
+def whole(number: int) -> ir.Constant:
+    """Return a constant of the type of addresses and counts."""
+    return ir.Constant(INT, number)
+
+
 class Emitter:
     """Writes vector instructions of one dtype at the builder's position.
 
@@ -78,12 +83,25 @@ class Emitter:
         pointer = self.builder.inttoptr(self.add(address, offset), self.type.as_pointer())
         self.builder.store(vector.value, pointer, align=1)
 
+    def store_element(self, number: Any, address: Any) -> None:
+        self.builder.store(number, self.builder.inttoptr(address, self.element.as_pointer()), align=1)
+
+    def load_element(self, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, self.element.as_pointer()), align=1)
+
+    def load_wholes(self, address: Any, offset: Any = 0) -> Any:
+        """Return as many 64-bit integers as a vector has lanes."""
+        integers = ir.VectorType(INT, self.lanes)
+        pointer = self.builder.inttoptr(self.add(address, offset), integers.as_pointer())
+        return self.builder.load(pointer, align=8)
+
     def _first(self, count: Any) -> Any:
         """Return the mask of the first ``count`` lanes."""
         numbers = ir.Constant(ir.VectorType(INT, self.lanes), list(range(self.lanes)))
-        return self.builder.icmp_signed("<", numbers, self._spread(count))
+        return self.builder.icmp_signed("<", numbers, self.spread(count))
 
-    def _spread(self, number: Any) -> Any:
+    def spread(self, number: Any) -> Any:
+        """Return as many copies of a 64-bit integer as a vector has lanes."""
         integers = ir.VectorType(INT, self.lanes)
         first = self.builder.insert_element(ir.Constant(integers, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
@@ -91,22 +109,39 @@ class Emitter:
 
     def gather(self, address: Any, stride: Any, count: Any) -> Vector:
         """Load elements that lie a stride apart; lanes past ``count`` read nothing and are 0."""
-        integers = ir.VectorType(INT, self.lanes)
-        numbers = ir.Constant(integers, list(range(self.lanes)))
-        addresses = self.builder.add(self._spread(address), self.builder.mul(numbers, self._spread(stride)))
+        numbers = ir.Constant(ir.VectorType(INT, self.lanes), list(range(self.lanes)))
+        addresses = self.builder.add(self.spread(address), self.builder.mul(numbers, self.spread(stride)))
+        return Vector(self, self._gathered(addresses, self.type, self.suffix, self._first(count)))
+
+    def gather_at(self, addresses: Any) -> Vector:
+        """Load the element at each lane's own address."""
+        return Vector(self, self._gathered(addresses, self.type, self.suffix))
+
+    def gather_flags(self, addresses: Any) -> Any:
+        """Return bits: whether the byte at each lane's own address is not 0.
+
+        What is read is the aligned word around a byte: it is in the same page.
+        """
+        builder = self.builder
+        kind = ir.VectorType(ir.IntType(32), self.lanes)
+        words = builder.and_(addresses, self.spread(whole(-4)))
+        bits = builder.shl(builder.and_(addresses, self.spread(whole(3))), self.spread(whole(3)))
+        found = builder.lshr(self._gathered(words, kind, f"v{self.lanes}i32"), builder.trunc(bits, kind))
+        byte = builder.and_(found, ir.Constant(kind, [255] * self.lanes))
+        return builder.icmp_unsigned("!=", byte, ir.Constant(kind, [0] * self.lanes))
+
+    def _gathered(self, addresses: Any, kind: Any, suffix: str, mask: Any = None) -> Any:
         pointers = ir.VectorType(ir.IntType(8).as_pointer(), self.lanes)
-        mask = ir.VectorType(ir.IntType(1), self.lanes)
-        kind = ir.FunctionType(self.type, [pointers, ir.IntType(32), mask, self.type])
+        bits = ir.VectorType(ir.IntType(1), self.lanes)
+        if mask is None:
+            mask = ir.Constant(bits, [1] * self.lanes)
+        signature = ir.FunctionType(kind, [pointers, ir.IntType(32), bits, kind])
         load = cgutils.get_or_insert_function(
-            self.builder.module, kind, f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0"
+            self.builder.module, signature, f"llvm.masked.gather.{suffix}.v{self.lanes}p0"
         )
-        arguments = [
-            self.builder.inttoptr(addresses, pointers),
-            ir.Constant(ir.IntType(32), 1),
-            self._first(count),
-            self.all(0.0).value,
-        ]
-        return Vector(self, self.builder.call(load, arguments))
+        zero = ir.Constant(kind, [ir.Constant(kind.element, 0)] * self.lanes)
+        arguments = [self.builder.inttoptr(addresses, pointers), ir.Constant(ir.IntType(32), 1), mask, zero]
+        return self.builder.call(load, arguments)
 
     def store_first(self, vector: Vector, address: Any, count: Any) -> None:
         """Store the first ``count`` lanes."""
@@ -141,6 +176,50 @@ class Emitter:
         """Return ``yes`` in the lanes where a > b, else ``no``; so where one of them is NaN."""
         a, b, yes, no = (v if isinstance(v, Vector) else self.all(v) for v in (a, b, yes, no))
         return Vector(self, self.builder.select(self.builder.fcmp_ordered(">", a.value, b.value), yes.value, no.value))
+
+    def where_zero(self, a: Vector, yes: Any, no: Vector) -> Vector:
+        """Return ``yes`` in the lanes where a is 0, else ``no``; so where it is NaN."""
+        return self.where(self.builder.fcmp_ordered("==", a.value, self.all(0.0).value), self.all(yes), no)
+
+    def where_finite(self, a: Vector, yes: Vector, no: Vector) -> Vector:
+        """Return ``yes`` in the lanes where a is neither NaN nor infinite, else ``no``."""
+        return self.where(self.builder.fcmp_ordered("==", (a * 0.0).value, self.all(0.0).value), yes, no)
+
+    def where(self, bits: Any, yes: Vector, no: Vector) -> Vector:
+        return Vector(self, self.builder.select(bits, yes.value, no.value))
+
+    def sum(self, vector: Vector) -> Any:
+        """Return the sum of the lanes: halves, added up."""
+        half = self.lanes // 2
+        while half:
+            vector = vector + self.shuffle(vector, vector, [(lane + half) % self.lanes for lane in range(self.lanes)])
+            half //= 2
+        return self.builder.extract_element(vector.value, ir.Constant(ir.IntType(32), 0))
+
+    def loop(self, count: Any, starts: list[Vector], body: Callable[[Any, list[Vector]], list[Vector]]) -> list[Vector]:
+        """Write a loop over k = 0 .. count - 1 that hands vectors on, from ``starts``; return those after the last."""
+        builder, before = self.builder, self.builder.block
+        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+        builder.cbranch(builder.icmp_signed(">", count, whole(0)), loop, after)
+        builder.position_at_end(loop)
+        k = builder.phi(INT)
+        held = [builder.phi(self.type) for _ in starts]
+        found = body(k, [Vector(self, value) for value in held])
+        last = builder.block
+        following = builder.add(k, whole(1))
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        k.add_incoming(whole(0), before)
+        k.add_incoming(following, last)
+        builder.position_at_end(after)
+        results = []
+        for phi, start, vector in zip(held, starts, found, strict=True):
+            phi.add_incoming(start.value, before)
+            phi.add_incoming(vector.value, last)
+            result = builder.phi(self.type)
+            result.add_incoming(start.value, before)
+            result.add_incoming(vector.value, last)
+            results.append(Vector(self, result))
+        return results
 
     def power_of_two(self, shifted: Vector) -> Vector:
         """Return 2^n of a vector that holds n as its lowest bits: the exponent alone."""
@@ -184,16 +263,16 @@ class Vector:
         return self._binary(other, "fdiv")
 
 
-def emitted(*constants: str) -> Callable[[Callable[..., None]], Any]:
+def emitted(*constants: str, gives: str = "nothing") -> Callable[[Callable[..., Any]], Any]:
     """Make a function ``(emitter, *arguments)`` callable in kernels, as ``function(unit, *arguments)``.
 
     ``unit`` is a scalar that names the dtype by its type; the other arguments are integers, and those named here have
-    to be constants and arrive as Python's. It returns nothing.
+    to be constants and arrive as Python's. It gives nothing, an "element" of the dtype or a "whole" number.
     """
-    return lambda function: _intrinsic(function, constants)
+    return lambda function: _intrinsic(function, constants, gives)
 
 
-def _intrinsic(function: Callable[..., None], constants: tuple[str, ...]) -> Any:
+def _intrinsic(function: Callable[..., Any], constants: tuple[str, ...], gives: str) -> Any:
     names = list(inspect.signature(function).parameters)[1:]
 
     def typing(context: Any, unit: Any, *arguments: Any) -> Any:
@@ -203,10 +282,12 @@ def _intrinsic(function: Callable[..., None], constants: tuple[str, ...]) -> Any
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             found = dict(zip(names, values[1:], strict=True))
-            function(Emitter(builder, unit), **{**found, **{name: given[name].literal_value for name in constants}})
-            return context.get_dummy_value()
+            found.update({name: given[name].literal_value for name in constants})
+            result = function(Emitter(builder, unit), **found)
+            return context.get_dummy_value() if gives == "nothing" else result
 
-        return types.void(unit, *(given[name] if name in constants else types.int64 for name in names)), codegen
+        kind = {"nothing": types.void, "element": unit, "whole": types.int64}[gives]
+        return kind(unit, *(given[name] if name in constants else types.int64 for name in names)), codegen
 
     # Numba asks for a function with as many named parameters as it is called with.
     parameters = ", ".join(["context", "unit", *names])

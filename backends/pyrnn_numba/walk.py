@@ -11,12 +11,11 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
 from numba import njit
 
+from .compiled import SOURCES, kernel
 from .panel import (
     SCRATCH,
     VECTOR,
@@ -28,12 +27,6 @@ from .panel import (
 )
 
 RNN_TANH, RNN_RELU, LSTM, GRU_AFTER, GRU_BEFORE = range(5)
-# Numba keeps compiled kernels as long as the file that they stand in is the same. The other files count too: their
-# digest is a default argument of each kernel, and so part of what a compiled one is found by.
-SOURCES = int.from_bytes(
-    sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).digest()[:7]
-)
-kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Weights(NamedTuple):
@@ -89,13 +82,6 @@ def element(layer, lengths, i, s):
 
 
 @njit
-def share(first, last, grain, part, parts):
-    """Return a part of a range, cut at multiples of a grain."""
-    grains = (last - first + grain - 1) // grain
-    return min(first + grains * part // parts * grain, last), min(first + grains * (part + 1) // parts * grain, last)
-
-
-@njit
 def own(rows, part, parts):
     """Return how many of the first rows are part, part + parts, ..."""
     return max(0, (rows - part + parts - 1) // parts)
@@ -126,6 +112,13 @@ def pad_rows(unit, source, row, item, order, rows, count, target, padded, lanes,
     """Copy rows of any strides, in an order, into padded ones."""
     for number in range(rows):
         gather_row(unit, source + order[number] * row, item, count, target + number * padded, lanes)
+
+
+@kernel
+def copy_rows(unit, source, row, item, which, count, target, padded, lanes, sources=SOURCES):
+    """Copy some rows of any strides to the same places among padded ones."""
+    for number in which:
+        gather_row(unit, source + number * row, item, count, target + number * padded, lanes)
 
 
 @kernel

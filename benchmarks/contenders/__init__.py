@@ -1,12 +1,14 @@
-"""Who takes part. A contender's module has ``prepare(case, data, threads)``, which gives its `Run`s by name.
+"""Who takes part. A contender's folder has a module for each family.
 
-The first is pyrnn itself; `PEERS` are those that ``--peers`` chooses from, `OUTSIDE` of them other people's.
+In it ``prepare_<contender>(case, data, threads)`` gives its `Run`s by name. The first contender is pyrnn itself;
+`PEERS` are those that ``--peers`` chooses from, `OUTSIDE` of them other people's.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeAlias
@@ -33,11 +35,14 @@ class Run:
         must return the same. None for what is another task by intent, shown for comparison.
     arrays
         What must live as long as the run.
+    form
+        In which of its forms a contender that has several is at its best here.
     """
 
     call: Callable[[], Any]
     results: Callable[[], Arrays] | None
     arrays: Any = None
+    form: str = ""
 
 
 Runs: TypeAlias = dict[str, Run]
@@ -52,7 +57,7 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "numba": ("ours", ("numba",)),
     "reference": ("ours", ("threadpoolctl",)),
 }
-"""Each peer's module here, and the packages that it needs."""
+"""Each peer's folder here, and the packages that it needs."""
 OUTSIDE = ("torch", "onnxruntime", "openvino")
 """The peers whose best is compared with pyrnn; the others are pyrnn's own backends."""
 FORCED = ("torch", "numba", "reference")
@@ -65,6 +70,11 @@ def missing(peer: str) -> str:
     return f"{' and '.join(lacking)} not installed" if lacking else ""
 
 
+def prepare_pyrnn(case: Any, data: Any, threads: int) -> Runs:
+    """Return pyrnn's own ways to run a case, the first of which the others are compared with."""
+    return _prepared("pyrnn", "ours", case, data, threads)
+
+
 def prepare(peer: str, case: Any, data: Any, threads: int) -> Runs:
     """Return a peer's ways to run a case.
 
@@ -73,9 +83,52 @@ def prepare(peer: str, case: Any, data: Any, threads: int) -> Runs:
     UnableError
         It can't do that case.
     """
-    module = import_module(f".{PEERS[peer][0]}", __package__)
-    runs: Runs = getattr(module, f"prepare_{peer}")(case, data, threads)
+    return _prepared(peer, PEERS[peer][0], case, data, threads)
+
+
+def _prepared(name: str, folder: str, case: Any, data: Any, threads: int) -> Runs:
+    module = import_module(f".{folder}.{case.family}", __package__)
+    runs: Runs = getattr(module, f"prepare_{name}")(case, data, threads)
     return runs
+
+
+TRIALS = 3
+LONG = 1.0  # seconds of a first call, after which it needs no second to be known
+
+
+def quickest(forms: Mapping[str, Callable[[], Run]]) -> Run:
+    """Return the fastest of a contender's forms, tried in turns; one that can't do the case is passed over.
+
+    Raises
+    ------
+    UnableError
+        None of them can.
+    """
+    runs: dict[str, Run] = {}
+    unable = ""
+    for name, make in forms.items():
+        try:
+            runs[name] = make()
+        except UnableError as error:
+            unable = str(error)
+    if not runs:
+        raise UnableError(unable)
+    if len(runs) > 1:
+        times = {name: [_seconds(run.call)] for name, run in runs.items()}
+        for _ in range(TRIALS):
+            for name, taken in times.items():
+                if taken[0] < LONG:
+                    taken.append(_seconds(runs[name].call))
+        name = min(times, key=lambda name: min(times[name]))
+    else:
+        (name,) = runs
+    return replace(runs[name], form=name)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any], dtype: str) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 from ..backend import Backend, Claim
 
 try:
+    from .attention import AttentionOps
     from .basic import BasicOps
+    from .conv import ConvOps
     from .memory import empty
     from .recurrent import RecurrentOps
     from .update import UpdateOps
@@ -19,14 +21,17 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class CythonBackend(RecurrentOps, BasicOps, UpdateOps, Backend):
+class CythonBackend(RecurrentOps, AttentionOps, ConvOps, BasicOps, UpdateOps, Backend):
     """C kernels through Cython, on all the CPU's threads."""
 
     name = "cython"
     claims = dict.fromkeys(
-        ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
+        (
+            "rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "causal_conv1d",
+            "linear", "layer_norm", "softmax", "embedding", "cross_entropy",
+        ),
         Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"})),
-    )
+    )  # fmt: skip
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return empty(shape, dtype)

@@ -185,6 +185,26 @@ def sigmoid(a: Tensor) -> Tensor:
     return _apply("sigmoid", y, (a, lambda g: g * y * (1 - y)))
 
 
+def gated_tanh(a: Tensor) -> Tensor:
+    """Return tanh(u) · σ(v) of the two halves u, v of the last axis; σ(v) is taken as (1 + tanh(v / 2)) / 2.
+
+    References
+    ----------
+    van den Oord et al. (2016), "Conditional Image Generation with PixelCNN Decoders".
+    """
+    (x,) = _values(a)
+    xp, half = namespace(x), x.shape[-1] // 2
+    signal, gate = xp.tanh(x[..., :half]), 0.5 + 0.5 * xp.tanh(0.5 * x[..., half:])
+
+    def pull(g: Any) -> Any:
+        full = xp.empty_like(x)
+        full[..., :half] = g * gate * (1 - signal * signal)
+        full[..., half:] = g * signal * gate * (1 - gate)
+        return full
+
+    return _apply("gated_tanh", signal * gate, (a, pull))
+
+
 def relu(a: Tensor) -> Tensor:
     """Return a, or 0 where it is negative; the gradient at 0 is 0."""
     (x,) = _values(a)
@@ -380,3 +400,23 @@ def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
 
     pulls = [(part, pull(number)) for number, part in enumerate(parts)]
     return _apply("stack", xp.stack(values, axis=axis), *pulls)
+
+
+def split(a: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``size`` elements of the last axis and the others, both with one gradient between them."""
+    x = _memory(a)
+    parts = [x[..., :size], x[..., size:]]
+    if not (is_recording() and a.requires_grad):
+        first, rest = map(Tensor, parts)
+        first.version = rest.version = a.version
+        return first, rest
+
+    def pullback(grads: Sequence[Any]) -> list[Any]:
+        full = namespace(x).zeros_like(x)
+        for part, grad in zip((full[..., :size], full[..., size:]), grads, strict=True):
+            if grad is not None:
+                part[...] = grad
+        return [full]
+
+    first, rest = record("split", [a], parts, pullback, view_of=a)
+    return first, rest

@@ -1,13 +1,16 @@
 """Weights from and to PyTorch's state_dicts, which are mappings of names to arrays; torch is not imported.
 
-The names are the same but for the biases of the recurrent layers, of which PyTorch has two:
+The names are the same but for the biases of the recurrent layers, of which PyTorch has two, and for weight norm, which
+it writes in two ways:
 
-==============================  ==========================================================
-PyTorch                         pyrnn
-==============================  ==========================================================
-bias_ih + bias_hh               bias
-GRU: of their candidate's part  bias_ih to bias, bias_hh to bias_hn (the reset gate scales it)
-==============================  ==========================================================
+==================================  ==============================================================
+PyTorch                             pyrnn
+==================================  ==============================================================
+bias_ih + bias_hh                   bias
+GRU: of their candidate's part      bias_ih to bias, bias_hh to bias_hn (the reset gate scales it)
+parametrizations.weight.original0   weight_g
+parametrizations.weight.original1   weight_v
+==================================  ==============================================================
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import describe_array, refuse_misfits
-from ..nn import GRU, LSTM, RNN, Module
+from ..nn import GRU, LSTM, RNN, CausalConv1d, Module
+from ..nn.tcn import TemporalBlock
 from .tree import to_host
 
 
@@ -36,8 +40,9 @@ class Bias(NamedTuple):
 def load_torch_state_dict(model: Module, mapping: Mapping[str, Any]) -> None:
     """Load the weights of a PyTorch model of the same structure.
 
-    RNN, LSTM, GRU, Linear, Embedding and LayerNorm fit, nested as in `Sequential` or in a class of your own:
-    the names of their parameters must be those of the modules in PyTorch.
+    RNN, LSTM, GRU, Linear, Embedding, LayerNorm and CausalConv1d (of a Conv1d, with weight norm or without) fit, nested
+    as in `Sequential` or in a class of your own: the names of their parameters must be those of the modules in PyTorch.
+    A `TCN` has the names of its authors' implementation.
 
     Parameters
     ----------
@@ -58,6 +63,7 @@ def load_torch_state_dict(model: Module, mapping: Mapping[str, Any]) -> None:
     >>> load_torch_state_dict(model, torch.load("weights.pt", weights_only=True))  # doctest: +SKIP
     """
     own = model.state_dict()
+    mapping = _renamed(model, mapping)
     biases = list(_biases(model, own))
     problems = _obstacles(model)
     wanted = dict(own)
@@ -129,15 +135,15 @@ def to_torch_state_dict(model: Module) -> dict[str, NDArray[Any]]:
     return result
 
 
-def _recurrent(model: Module) -> Iterator[tuple[str, Any]]:
-    """Go through the recurrent layers with what their parameters' names begin with."""
+def _named(model: Module, *kinds: type[Module]) -> Iterator[tuple[str, Any]]:
+    """Go through the layers of some classes with what their parameters' names begin with."""
     for name, module in model.named_modules():
-        if isinstance(module, RNN | LSTM | GRU):
+        if isinstance(module, kinds):
             yield f"{name}." if name else "", module
 
 
 def _biases(model: Module, names: Mapping[str, Any]) -> Iterator[Bias]:
-    for prefix, layer in _recurrent(model):
+    for prefix, layer in _named(model, RNN, LSTM, GRU):
         for k in range(layer.num_layers):
             for suffix in (f"l{k}", f"l{k}_reverse"):
                 bias, bias_hn, bias_ih, bias_hh = (
@@ -147,10 +153,28 @@ def _biases(model: Module, names: Mapping[str, Any]) -> Iterator[Bias]:
                     yield Bias(bias, bias_hn, bias_ih, bias_hh, isinstance(layer, GRU))
 
 
+def _renamed(model: Module, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping with our names of convolutions, each of their arrays once."""
+    names = {}
+    for prefix, module in _named(model, CausalConv1d):
+        if module.weight_norm:
+            for kind, number in (("weight_g", 0), ("weight_v", 1)):
+                names[f"{prefix}parametrizations.weight.original{number}"] = f"{prefix}{kind}"
+    renamed = {names.get(name, name): value for name, value in mapping.items()}
+    # The authors' blocks hold their convolutions a second time, in a Sequential.
+    for prefix, _ in _named(model, TemporalBlock):
+        for conv, again in (("conv1", "net.0"), ("conv2", "net.4")):
+            for name in [name for name in renamed if name.startswith(f"{prefix}{again}.")]:
+                value = renamed.pop(name)
+                name = name.replace(f"{prefix}{again}.", f"{prefix}{conv}.", 1)
+                renamed.setdefault(names.get(name, name), value)
+    return renamed
+
+
 def _obstacles(model: Module) -> list[str]:
     """Return a line for each layer that PyTorch has no equal of."""
     lines = []
-    for prefix, layer in _recurrent(model):
+    for prefix, layer in _named(model, RNN, LSTM, GRU):
         what = f"{prefix.rstrip('.') or 'model'}, a {type(layer).__name__}"
         if layer.learn_initial_state:
             lines.append(f"{what}: has a learned initial state, and PyTorch's layers have none")
@@ -163,6 +187,8 @@ def _hint(name: str) -> str:
     last = name.rpartition(".")[2]
     if last.startswith("weight_hr_"):
         return " (a projection, proj_size in PyTorch, which the layers here do not have)"
+    if last in ("weight_g", "weight_v") or ".parametrizations.weight." in f".{name}":
+        return " (weight norm: was the model built with weight_norm=False?)"
     if last.startswith("bias_"):
         return " (was the model built with bias=False, or fewer layers or directions?)"
     return ""

@@ -2,6 +2,7 @@
 
 - `module`: `Module`, `Parameter`, and `SequenceLayer`, the state protocol.
 - `recurrent`: `RNN`, `LSTM`, `GRU`.
+- `conv`, `tcn`, `wavenet`: `CausalConv1d` and the stacks made of it, `TCN` and `WaveNet`.
 - `layers`: `Linear`, `Embedding`, `LayerNorm`, `Dropout`, activations, `Sequential`.
 - `init`: what parameters are filled with.
 - `losses`: means over the valid elements.
@@ -10,16 +11,21 @@
 from __future__ import annotations
 
 from . import init, losses
+from .conv import CausalConv1d
 from .layers import Dropout, Embedding, LayerNorm, Linear, ReLU, Sequential, Sigmoid, Tanh
 from .losses import binary_cross_entropy_with_logits, cross_entropy, huber_loss, l1_loss, mse_loss
 from .module import REGISTRY, Module, Parameter, SequenceLayer
 from .recurrent import GRU, LSTM, RNN
+from .tcn import TCN
+from .wavenet import WaveNet
 
 __all__ = [
     "GRU",
     "LSTM",
     "REGISTRY",
     "RNN",
+    "TCN",
+    "CausalConv1d",
     "Dropout",
     "Embedding",
     "LayerNorm",
@@ -31,6 +37,7 @@ __all__ = [
     "Sequential",
     "Sigmoid",
     "Tanh",
+    "WaveNet",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "huber_loss",

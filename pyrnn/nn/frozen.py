@@ -38,6 +38,22 @@ def _chain(steps: list[Step]) -> Step:
     return chain
 
 
+class Kept:
+    """A step that keeps its state elsewhere than in the arrays that it began at: ``state()`` gives it."""
+
+    def __init__(self, run: Step, state: Callable[[], tuple[Any, ...]]) -> None:
+        self._run, self.state = run, state
+
+    def __call__(self, x: Any, out: Any) -> Any:
+        return self._run(x, out)
+
+
+def held(step: Step, state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the state that a step is at: what it gives itself, or else the arrays that it began at and wrote."""
+    own = getattr(step, "state", None)
+    return state if own is None else own()
+
+
 class Part:
     """One layer, frozen. This base class is what is true of a layer without a state that acts on each step alone."""
 
@@ -62,7 +78,7 @@ class Part:
             raise ValueError(f"state: expected () of a model without a state, got a {type(state).__name__}")
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        """Return a step that begins at a state, whose arrays it takes over and writes."""
+        """Return a step that begins at a state, whose arrays it takes over; `held` gives the state it is at."""
         return lambda x, out: self.run(x, (), None, out)[0]
 
     def blocking(self) -> Iterator[str]:
@@ -219,7 +235,11 @@ class FrozenSequential(Part):
         return in_turn([(part.stateful, part.run) for part in self.parts], x, states, lengths)
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        return _chain([part.step(entry) for part, entry in zip(self.parts, state, strict=True)])
+        steps = [part.step(entry) for part, entry in zip(self.parts, state, strict=True)]
+        chain = _chain(steps)
+        if not any(hasattr(step, "state") for step in steps):
+            return chain
+        return Kept(chain, lambda: tuple(map(held, steps, state)))
 
     def blocking(self) -> Iterator[str]:
         for index, part in enumerate(self.parts):
@@ -369,7 +389,7 @@ class Stream:
     @property
     def state(self) -> Any:
         """The state after the last step, as copies."""
-        return copy.deepcopy(self._state)
+        return copy.deepcopy(held(self._step, self._state))
 
     def reset(self, state: Any = None) -> None:
         """Go back to the initial state, or on from a state given, which is copied."""

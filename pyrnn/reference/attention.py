@@ -121,6 +121,7 @@ class AttentionOps:
         scores = (q * scale) @ k[:, shared].swapaxes(2, 3)
         if bias is not None:
             scores = scores + bias
+            seen = seen & ~np.isneginf(bias)
         weights = softmax(scores, seen)
         y = product(dropped(weights, config), v[:, shared], seen)
         return (y,), (arrays, config, seen, scale, shared, weights, y) if needs else None

@@ -330,6 +330,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.zeros_like: lambda array: Bounded(np.zeros(array.shape), array.unit),
     np.take_along_axis: lambda a, indices, axis: a._map(lambda part: np.take_along_axis(part, indices, axis)),
     np.put_along_axis: _put_along_axis,
+    np.isneginf: lambda array: np.isneginf(array.value),
 }
 
 

@@ -1,15 +1,16 @@
-"""What is run: a case is an op, a mode and a shape; here they are named, parsed, drawn and counted."""
+"""The recurrent family's cases: rnn, lstm and gru, forward, training and step by step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+OPS = tuple(GATES)
 TIMED = ("forward", "op", "train", "step", "ragged-forward", "ragged-train", "stacked-forward", "stacked-train")
 MODES = {
     "forward": ("forward",),
@@ -22,6 +23,11 @@ MODES = {
     "end-to-end": ("end-to-end",),
 }
 """What ``--mode`` takes, and the modes that each word stands for."""
+PEERS = ("torch", "onnxruntime", "openvino", "numba", "reference")
+FORM = "BxTxH, BxTxIxH"
+COLUMN = "B×T×I×H"
+BESIDE = {mode: ("padded", "÷ padded × fill") for mode in TIMED if mode.startswith("ragged")}
+"""By mode, pyrnn's own second run that a case is held against, and the heading of what comes of it."""
 
 Shape = tuple[int, int, int, int]
 """B, T, I, H."""
@@ -73,6 +79,7 @@ DEFAULTS: dict[str, list[Shape]] = {
 class Case:
     """One thing to be timed: ``op`` in ``mode`` on arrays of ``shape`` and ``dtype``."""
 
+    family: ClassVar[str] = "recurrent"
     op: str
     mode: str
     B: int
@@ -85,6 +92,10 @@ class Case:
     def shape(self) -> str:
         """B×T×I×H as ``--shapes`` takes it, without I where it is H."""
         return "x".join(map(str, (self.B, self.T, self.H) if self.I == self.H else (self.B, self.T, self.I, self.H)))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"B": self.B, "T": self.T, "I": self.I, "H": self.H}
 
     @property
     def trains(self) -> bool:
@@ -132,6 +143,19 @@ class Case:
             weights, outputs = 2 * weights + 2 * gates * 3 * self.H, 2 * self.H
         once = self.steps * (self.I + outputs) + weights
         return float(width * once * (2 if self.trains else 1))
+
+    @property
+    def results_bytes(self) -> float:
+        """What training must hold at the end: y and the gradients of x, the states and the weights."""
+        return self.bytes / 2
+
+    def beside(self, ratio: float) -> float:
+        """Return the time by padded time times the share of valid steps: 1 is work that follows the valid steps."""
+        return 1 / (ratio * self.steps / (self.B * self.T))
+
+    def tiny(self) -> Case:
+        """Return a case that calls the same and holds next to nothing."""
+        return replace(self, B=2, T=2)
 
 
 @dataclass(frozen=True)
@@ -181,7 +205,7 @@ def parse_shapes(text: str) -> list[Shape]:
             B, T, *features = map(int, sizes)
             shapes.append((B, T, features[0], features[-1]))
         else:
-            raise ValueError(f"expected BxTxH, BxTxIxH or one of {', '.join(SETS)}, comma-separated, got {word!r}")
+            raise ValueError(f"expected {FORM} or one of {', '.join(SETS)}, comma-separated, got {word!r}")
     return list(dict.fromkeys(shapes))
 
 
@@ -211,3 +235,10 @@ def shapes_for(mode: str, given: list[Shape] | None) -> tuple[list[Shape], str]:
         left = len(shapes) - len(fit)
         return fit, f"{left} of {len(shapes)} shapes left out: it takes B ≥ 32 and T ≥ 10" if left else ""
     return shapes, ""
+
+
+def plan(ops: list[str], mode: str, given: list[Shape] | None, dtype: str) -> tuple[list[Case], list[str]]:
+    """Return a mode's cases in their order, and notes on what was left out."""
+    shapes, note = shapes_for(mode, given)
+    ops = ["lstm"] if mode == "end-to-end" else ops
+    return [Case(op, mode, *shape, dtype) for op in ops for shape in shapes], [f"{mode}: {note}"] if note else []

@@ -1,4 +1,4 @@
-"""PyTorch on the CPU, in the form in which it is fastest: inference mode, and gradients without accumulation."""
+"""The recurrent family in PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 import pyrnn.io
 
-from . import STEPS, Arrays, Run, Runs
+from .. import STEPS, Arrays, Run, Runs
 
 CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}
 

@@ -1,7 +1,6 @@
-"""ONNX Runtime and OpenVINO, on one ONNX model.
+"""The recurrent family in ONNX Runtime and OpenVINO: time-major, as the model wants it.
 
-Both get their arrays time-major, as the model wants them, in place and with outputs of their own choice bound ahead:
-no transpose and no copy is counted against them. In the step mode the state's buffers change places after each call.
+In the step mode the state's buffers change places after each call.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from . import STEPS, Arrays, Run, Runs, UnableError
+from .. import STEPS, Arrays, Run, Runs, UnableError
+from . import onnxruntime_binder, openvino_binder, refuse
 
 ORDER = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 """ONNX's gates (i, o, f, c; z, r, h) by their places in pyrnn's order (i, f, g, o; r, z, n)."""
@@ -20,56 +20,19 @@ OPSET = 17
 
 
 def prepare_onnxruntime(case: Any, data: Any, threads: int) -> Runs:
-    """Return ONNX Runtime's way: all optimisations, its threads' spinning as it is by default."""
-    import onnxruntime as ort
-
+    """Return ONNX Runtime's way."""
     _refuse(case)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(_model(case, data), options, providers=["CPUExecutionProvider"])
-
-    def bind(inputs: Arrays, outputs: Arrays) -> Any:
-        binding = session.io_binding()
-        for give, arrays in ((binding.bind_ortvalue_input, inputs), (binding.bind_ortvalue_output, outputs)):
-            for name, array in arrays.items():
-                give(name, ort.OrtValue.ortvalue_from_numpy(array))  # which shares the array's memory
-        return lambda: session.run_with_iobinding(binding)
-
-    return {"onnxruntime": _run(case, data, bind)}
+    return {"onnxruntime": _run(case, data, onnxruntime_binder(_model(case, data), threads))}
 
 
 def prepare_openvino(case: Any, data: Any, threads: int) -> Runs:
-    """Return OpenVINO's way: its latency mode, in float32 throughout."""
-    import openvino as ov
-
+    """Return OpenVINO's way."""
     _refuse(case)
-    core = ov.Core()
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "NUM_STREAMS": 1,
-    }
-    compiled = core.compile_model(core.read_model(_model(case, data)), "CPU", settings)
-
-    def bind(inputs: Arrays, outputs: Arrays) -> Any:
-        request = compiled.create_infer_request()
-        for name, array in (inputs | outputs).items():
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-        return lambda: request.infer()
-
-    return {"openvino": _run(case, data, bind)}
+    return {"openvino": _run(case, data, openvino_binder(_model(case, data), threads))}
 
 
 def _refuse(case: Any) -> None:
-    if case.dtype != "float32":
-        raise UnableError("its recurrent kernels are float32 only")
-    if case.trains:
-        raise UnableError("it does not train")
+    refuse(case)
     if case.ragged:
         raise UnableError("ragged batches are compared with torch's packed sequences")
 

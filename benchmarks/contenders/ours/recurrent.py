@@ -1,4 +1,4 @@
-"""pyrnn, on its default backend and on its others."""
+"""The recurrent family on pyrnn's default backend and on its others."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 
 import pyrnn
 
-from . import STEPS, Arrays, Run, Runs, UnableError
-
-REFERENCE_FLOPS = 4e9  # beyond which the reference is left out: it would take seconds a call
+from .. import STEPS, Arrays, Run, Runs
+from . import reference_can
 
 
 def prepare_pyrnn(case: Any, data: Any, threads: int) -> Runs:
@@ -40,11 +39,7 @@ def prepare_numba(case: Any, data: Any, threads: int) -> Runs:
 
 def prepare_reference(case: Any, data: Any, threads: int) -> Runs:
     """Return the NumPy reference's way, its BLAS on as many threads."""
-    if case.flops > REFERENCE_FLOPS:
-        raise UnableError(f"left out above {REFERENCE_FLOPS:.0e} operations, where a call takes seconds")
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(threads, user_api="blas")  # it stays: nothing else here uses NumPy's BLAS
+    reference_can(case, threads)
     return {"reference": _on("reference", case, data)}
 
 

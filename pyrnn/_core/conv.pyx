@@ -1,0 +1,192 @@
+# cython: language_level=3
+"""The convolution family on the C kernels. Of each array the channels lie next to each other: one that has them otherwise is copied."""
+
+import numpy as np
+
+from pyrnn._core.memory cimport huge_empty, new_empty
+from pyrnn._core.runtime cimport (
+    PYRNN_SHARED_FROM, data_of, input_of, is_double, is_matrix, new_matrix, pyrnn_conv, stride_of, table, threads,
+)
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+
+cdef object with_channels_last(object array):
+    """Return an array whose last axis is contiguous; numpy says nothing of the stride of an axis of one."""
+    if array is None or array.strides[array.ndim - 1] == array.itemsize or array.size == 0:
+        return array
+    return np.ascontiguousarray(array)
+
+
+cdef int describe(pyrnn_conv *p, object x, object left, object lengths, list keep) except -1:
+    """Fill what all calls over sequences have in common, once the weights are described."""
+    p.B, p.T = x.shape[0], x.shape[1]
+    p.threads = threads()
+    p.lengths = <const int64_t *>data_of(lengths)
+    p.x, p.left = input_of(with_channels_last(x), keep), input_of(with_channels_last(left), keep)
+    keep.append(lengths)
+    return 0
+
+
+cdef int describe_weights(pyrnn_conv *p, object w, object b, object config, list keep) except -1:
+    memset(p, 0, sizeof(pyrnn_conv))
+    p.O, p.K = w.shape[0], w.shape[2]
+    p.dilation, p.groups = config.dilation, config.groups
+    p.I = w.shape[1] * p.groups
+    p.w, p.b = input_of(w, keep), input_of(b, keep)
+    return 0
+
+
+cdef int outputs(pyrnn_conv *p, object y, object left_n) except -1:
+    """Where the forward writes; numpy says nothing of the stride of an axis of one."""
+    p.y, p.y_row, p.y_step = data_of(y), stride_of(y, 0), stride_of(y, 1)
+    p.left_n, p.left_row, p.left_step = data_of(left_n), stride_of(left_n, 0), stride_of(left_n, 1)
+    return 0
+
+
+cdef int call(pyrnn_conv *p, int kind, bint back) except -1:
+    """Run a kernel without the GIL."""
+    workspace = new_empty((table().conv_workspace[kind](p, back),), np.uint8)
+    p.workspace = data_of(workspace)
+    with nogil:
+        if back:
+            table().conv_backward[kind](p)
+        else:
+            table().conv_forward[kind](p)
+    return 0
+
+
+cdef class PackedConv:
+    """Weights as the kernel reads them. Nothing changes them, so threads may share them."""
+
+    cdef readonly int kind
+    cdef readonly ptrdiff_t inputs, outputs, span
+    cdef object panels
+    cdef pyrnn_conv sizes
+
+    def __cinit__(self, object arrays, object config):
+        cdef pyrnn_conv p
+        cdef list keep = []
+        self.kind = is_double(arrays.w)
+        describe_weights(&p, arrays.w, arrays.b, config, keep)
+        self.inputs, self.outputs, self.span = p.I, p.O, (p.K - 1) * p.dilation
+        self.panels = huge_empty(table().conv_pack[self.kind](&p, NULL))
+        table().conv_pack[self.kind](&p, data_of(self.panels))
+        self.sizes = p
+        self.sizes.w.data = self.sizes.b.data = NULL
+        self.sizes.packed = data_of(self.panels)
+
+    def stepper(self, tuple state):
+        """Return a function of (x_t, out) that takes a step and goes on from the state given; see `Stepper`."""
+        return Stepper(self, state)
+
+    def __reduce__(self):
+        raise TypeError("packed weights are made for this machine's CPU; pickle the model and freeze it where it is to run")
+
+
+cdef class Stepper:
+    """A convolution that runs step by step: a step writes its input over the oldest in a ring, and allocates its output at most.
+
+    The arrays of the state that it began with are its own; they tell its state again after a call of ``state()``.
+    """
+
+    cdef PackedConv packed
+    cdef object left, dtype, workspace, ring
+    cdef list keep
+    cdef pyrnn_conv p
+    cdef bint small
+
+    def __init__(self, PackedConv packed not None, tuple state):
+        cdef pyrnn_conv *p = &self.p
+        (self.left,) = state
+        self.packed, self.keep, self.dtype = packed, [], self.left.dtype
+        self.p = packed.sizes
+        if is_double(self.left) != packed.kind or self.left.shape[1:] != (packed.span, p.I):
+            raise ValueError(
+                f"state: expected left of shape (B, {packed.span}, {p.I}) of the weights' dtype, "
+                f"got {self.left.shape} of {self.dtype}"
+            )
+        p.B, p.T = len(self.left), 1
+        self.ring = np.empty((packed.span + 1, p.B, p.I), self.dtype)
+        self.ring[: packed.span] = self.left.swapaxes(0, 1)
+        p.ring, p.now = data_of(self.ring), packed.span
+        self.small = 2 * p.B * p.O * (p.I // p.groups) * p.K < PYRNN_SHARED_FROM
+        p.threads = 1 if self.small else threads()
+        self.workspace = np.empty(table().conv_workspace[packed.kind](p, 0), np.uint8)
+        p.workspace = data_of(self.workspace)
+
+    def __call__(self, x, out):
+        cdef pyrnn_conv *p = &self.p
+        cdef int kind = self.packed.kind
+        if not is_matrix(x, kind, p.B, p.I):
+            raise ValueError(f"x_t: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.I})")
+        if out is None:
+            out = new_matrix(kind, p.B, p.O)
+        elif not is_matrix(out, kind, p.B, p.O):
+            raise ValueError(f"out: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.O})")
+        p.x = input_of(with_channels_last(x), self.keep)
+        p.y, p.y_row = data_of(out), stride_of(out, 0)
+        with nogil:
+            table().conv_step[kind](p)
+        self.keep.pop()
+        p.now = 0 if p.now == self.packed.span else p.now + 1
+        return out
+
+    def state(self):
+        """Write the context into the arrays of the state that the stepper began with, and return them."""
+        span = self.packed.span
+        order = np.arange(self.p.now + 1, self.p.now + 1 + span) % (span + 1)
+        self.left[...] = self.ring[order].swapaxes(0, 1)
+        return (self.left,)
+
+
+class ConvOps:
+    """causal_conv1d of the cython backend."""
+
+    def causal_conv1d_pack(self, arrays, config):
+        return PackedConv(arrays, config)
+
+    def causal_conv1d_run(self, PackedConv packed not None, x, state=None, *, lengths=None, out=None):
+        cdef pyrnn_conv p = packed.sizes
+        cdef list keep = []
+        if is_double(x) != packed.kind or x.shape[2] != packed.inputs:
+            raise ValueError(f"x: expected {packed.inputs} channels of the weights' dtype, got {x.shape[2]} of {x.dtype}")
+        describe(&p, x, None if state is None else state[0], lengths, keep)
+        if out is None:
+            y, left_n = new_empty((p.B, p.T, p.O), x.dtype), new_empty((p.B, packed.span, p.I), x.dtype)
+            new = (left_n,)
+        else:
+            y, new = out
+            (left_n,) = new
+        outputs(&p, y, left_n)
+        call(&p, packed.kind, False)
+        return y, new
+
+    def causal_conv1d_forward(self, arrays, config, *, needs=None):
+        cdef pyrnn_conv p
+        cdef list keep = []
+        cdef int kind = is_double(arrays.x)
+        describe_weights(&p, arrays.w, arrays.b, config, keep)
+        describe(&p, arrays.x, arrays.left, config.lengths, keep)
+        y = new_empty((p.B, p.T, p.O), arrays.x.dtype)
+        left_n = new_empty((p.B, (p.K - 1) * p.dilation, p.I), arrays.x.dtype)
+        outputs(&p, y, left_n)
+        call(&p, kind, False)
+        return (y, left_n), (arrays, config) if needs else None
+
+    def causal_conv1d_backward(self, saved, grad_outputs, *, needs):
+        cdef pyrnn_conv p
+        cdef list keep = []
+        arrays, config = saved
+        cdef int kind = is_double(arrays.x)
+        describe_weights(&p, arrays.w, None, config, keep)
+        describe(&p, arrays.x, arrays.left, config.lengths, keep)
+        p.dy, p.dleft_n = (
+            input_of(with_channels_last(grad_outputs.y), keep), input_of(with_channels_last(grad_outputs.left_n), keep)
+        )
+        grads = {name: new_empty(getattr(arrays, name).shape, arrays.x.dtype) for name in needs._fields if getattr(needs, name)}
+        p.dx, p.dw, p.db, p.dleft = (
+            data_of(grads.get("x")), data_of(grads.get("w")), data_of(grads.get("b")), data_of(grads.get("left"))
+        )
+        call(&p, kind, True)
+        return type(needs)(*(grads.get(name) for name in needs._fields))
