@@ -102,7 +102,7 @@ def dropped(weights: Array, config: Any) -> Array:
     """Return what dropout makes of weights (B, Hq, N, M), or of their gradient."""
     if not config.dropout:
         return weights
-    return weights * np.where(kept(config, *weights.shape), 1 / (1 - config.dropout), 0).astype(weights.dtype)
+    return weights * kept(config, *weights.shape) * (1 / (1 - config.dropout))  # a NaN is not dropped
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _rows(array: Array) -> Array:
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
+def sum_to(array: Any, shape: tuple[int, ...]) -> Any:
     """Add up along the dimensions that were broadcast from a shape."""
     whole = (1,) * (array.ndim - len(shape)) + shape
     over = tuple(axis for axis, size in enumerate(whole) if size == 1 and array.shape[axis] != 1)
