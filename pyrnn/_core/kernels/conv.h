@@ -675,7 +675,8 @@ static void F(depthwise_gradient)(const F(conv_plan) *plan, const F(conv_block) 
 /* Add a block's part, for this member's tiles. */
 static void F(conv_weight_gradient)(const F(conv_plan) *plan, const F(conv_block) *block, const member_t *me) {
     const ptrdiff_t groups = plan->p->groups, K = plan->p->K, padded = plan->dw_padded, vectors = padded / LANES, M = plan->dw_rows;
-    const ptrdiff_t panels = (vectors + MAX_VECTORS - 1) / MAX_VECTORS, height = CONV_TILE((vectors + panels - 1) / panels);
+    const ptrdiff_t most = REGISTERS == 32 ? MAX_VECTORS : 2; /* a tile of few rows would take a line of each for little */
+    const ptrdiff_t panels = (vectors + most - 1) / most, height = CONV_TILE((vectors + panels - 1) / panels);
     const ptrdiff_t tiles = (M + height - 1) / height;
     ptrdiff_t first, last;
     team_share(me, groups * panels * K * tiles, 1, &first, &last);
