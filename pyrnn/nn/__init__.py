@@ -2,6 +2,8 @@
 
 - `module`: `Module`, `Parameter`, and `SequenceLayer`, the state protocol.
 - `recurrent`: `RNN`, `LSTM`, `GRU`.
+- `attention`, `transformer`: `MultiHeadAttention`, `TransformerEncoderLayer`, `TransformerDecoderLayer`, `Transformer`.
+- `positions`: `SinusoidalPositions`, `LearnedPositions`.
 - `layers`: `Linear`, `Embedding`, `LayerNorm`, `Dropout`, activations, `Sequential`.
 - `init`: what parameters are filled with.
 - `losses`: means over the valid elements.
@@ -10,10 +12,13 @@
 from __future__ import annotations
 
 from . import init, losses
+from .attention import MultiHeadAttention
 from .layers import Dropout, Embedding, LayerNorm, Linear, ReLU, Sequential, Sigmoid, Tanh
 from .losses import binary_cross_entropy_with_logits, cross_entropy, huber_loss, l1_loss, mse_loss
 from .module import REGISTRY, Module, Parameter, SequenceLayer
+from .positions import LearnedPositions, SinusoidalPositions
 from .recurrent import GRU, LSTM, RNN
+from .transformer import Transformer, TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "GRU",
@@ -23,14 +28,20 @@ __all__ = [
     "Dropout",
     "Embedding",
     "LayerNorm",
+    "LearnedPositions",
     "Linear",
     "Module",
+    "MultiHeadAttention",
     "Parameter",
     "ReLU",
     "SequenceLayer",
     "Sequential",
     "Sigmoid",
+    "SinusoidalPositions",
     "Tanh",
+    "Transformer",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "huber_loss",
