@@ -81,6 +81,7 @@ setup(
         module("runtime", libraries=[*(name for name, _ in LIBRARIES), "m"], extra_link_args=OPENMP),
         module("memory"),
         module("recurrent"),
+        module("attention"),
         module("basic"),
         module("update"),
     ],

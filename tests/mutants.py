@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import pyrnn
-from pyrnn.backend import Claim
-from pyrnn.reference import recurrent
+from pyrnn.backend import KEY_SPLIT, Claim
+from pyrnn.reference import attention, recurrent
 from pyrnn.reference.backend import ReferenceBackend
 
 CELLS = "rnn lstm gru"
@@ -1195,6 +1195,643 @@ mutant(
     "the gradient lacks the target's - 1",
     "gradient",
     backward=grads_as(lambda g: g["logits"].clip(0, None, out=g["logits"])),
+)
+
+# --- the attention family -----------------------------------------------------------------------------------
+
+ATTENDING = "attention additive_attention multiplicative_attention"
+SCORED = "additive_attention multiplicative_attention"
+
+
+def config_with(**changes: Any) -> Any:
+    """The forward works with options that are functions of arrays and options, and so does its backward."""
+    return lambda self, run, a, c, needs: run(
+        a, c._replace(**{name: change(a, c) for name, change in changes.items()}), needs=needs
+    )
+
+
+def saved_as(change: Callable[[Any], Any]) -> Any:
+    """Backward works on what the forward saved (a dict by name), changed."""
+    names = ("arrays", "config", "seen", "scale", "shared", "weights", "y")
+
+    def hook(self: Any, run: Any, saved: Any, given: Any, needs: Any) -> Any:
+        found = dict(zip(names, saved, strict=True))
+        found.update(change(found))
+        return run(tuple(found.values()), given, needs=needs)
+
+    return hook
+
+
+def pieces(run: Any, a: Any, config: Any) -> dict[str, Any]:
+    """Return what attention's forward has before it applies dropout, by name."""
+    every_one = type(a)(*(array is not None for array in a))
+    _, saved = run(a, config._replace(dropout=0.0), needs=every_one)
+    return dict(zip(("arrays", "config", "seen", "scale", "shared", "weights", "y"), saved, strict=True))
+
+
+def dropped_as(change: Callable[[Any, Any], Any]) -> Any:
+    """Dropout multiplies the weights with something else, forward and backward: ``change(weights, config)``."""
+
+    def hook(self: Any, run: Any, a: Any, config: Any, needs: Any) -> Any:
+        if not config.dropout:
+            return run(a, config, needs=needs)
+        part = pieces(run, a, config)
+        weights = change(part["weights"], config)
+        return (attention.product(weights, a.v[:, part["shared"]], part["seen"]),), None
+
+    return hook
+
+
+def scores_of(a: Any, config: Any) -> tuple[Any, Any, Any]:
+    """Return attention's scores, what is seen, and the values of each head."""
+    scale = 1 / np.sqrt(max(1, a.q.shape[3])) if config.scale is None else config.scale
+    group = a.q.shape[1] // max(1, a.k.shape[1])
+    scores = (a.q * a.q.dtype.type(scale)) @ np.repeat(a.k, group, axis=1).swapaxes(2, 3)
+    seen = attention.seen_by(config, len(a.q), a.q.shape[2], a.k.shape[2], a.q.shape[1])
+    return scores if a.bias is None else scores + a.bias, seen, np.repeat(a.v, group, axis=1)
+
+
+def from_scores(weigh: Callable[..., Any]) -> Any:
+    """The output comes of ``weigh(scores, seen, values)``; there is no dropout."""
+
+    def hook(self: Any, run: Any, a: Any, config: Any, needs: Any) -> Any:
+        outputs, saved = run(a, config, needs=needs)
+        if config.dropout or not outputs[0].size:
+            return outputs, saved
+        with np.errstate(all="ignore"):
+            return (weigh(*scores_of(a, config)).astype(outputs[0].dtype),), saved
+
+    return hook
+
+
+mutant(
+    "mask-inverted",
+    ATTENDING,
+    "the mask is inverted",
+    "value",
+    forward=config_with(mask=lambda a, c: None if c.mask is None else ~c.mask),
+)
+mutant(
+    "causal-off-by-one",
+    "attention",
+    "a causal query sees the key after it",
+    "positions",
+    forward=config_with(
+        causal=lambda a, c: False,
+        window=lambda a, c: ((c.window or (None, None))[0], 1) if c.causal else c.window,
+    ),
+)
+mutant(
+    "causal-top-left",
+    "attention",
+    "the first query stands at the first key, with a cache too",
+    "positions",
+    forward=config_with(q_start=lambda a, c: 0 * c.q_start),
+)
+mutant(
+    "q-start-ignored",
+    "attention",
+    "the last query stands at the last key, wherever the first one does",
+    "positions",
+    forward=config_with(q_start=lambda a, c: 0 * c.q_start + a.k.shape[2] - a.q.shape[2]),
+)
+mutant(
+    "q-start-from-lengths",
+    "attention",
+    "the last query stands at the last valid key by default",
+    "positions",
+    forward=config_with(
+        q_start=lambda a, c: c.q_start if c.lengths is None else c.q_start - a.k.shape[2] + c.lengths,
+    ),
+)
+mutant(
+    "q-start-of-the-first-row",
+    "attention",
+    "the first row's q_start is taken for all",
+    "positions",
+    forward=config_with(q_start=lambda a, c: np.repeat(c.q_start[:1], len(a.q))),
+)
+mutant(
+    "q-start-in-32-bits",
+    "attention",
+    "positions wrap at 2**31",
+    "positions",
+    forward=config_with(q_start=lambda a, c: c.q_start.astype(np.int32).astype(np.int64)),
+)
+
+
+def window_as(change: Callable[[int | None, int | None], Any]) -> Any:
+    return config_with(window=lambda a, c: change(*c.window) if c.window else None)
+
+
+mutant(
+    "window-left-edge",
+    "attention",
+    "the window reaches one key further to the left",
+    "positions",
+    forward=window_as(lambda left, right: (left if left is None else left + 1, right)),
+)
+mutant(
+    "window-right-edge",
+    "attention",
+    "the window ends one key early on the right",
+    "positions",
+    forward=window_as(lambda left, right: (left, right and right - 1)),
+)
+mutant(
+    "window-over-causal",
+    "attention",
+    "a window's right side counts although the call is causal",
+    "positions",
+    forward=config_with(causal=lambda a, c: c.causal and c.window is None),
+)
+mutant(
+    "lengths-of-keys-ignored",
+    ATTENDING,
+    "padded keys are keys like others",
+    "unseen",
+    forward=config_with(lengths=lambda a, c: None),
+)
+mutant(
+    "q-lengths-ignored",
+    "attention",
+    "padded queries are queries like others",
+    "unseen",
+    forward=config_with(q_lengths=lambda a, c: None),
+)
+mutant(
+    "scale-forgotten",
+    "attention",
+    "without a scale it is 1, and not 1 / √D",
+    "value",
+    forward=config_with(scale=lambda a, c: 1.0 if c.scale is None else c.scale),
+)
+mutant(
+    "scale-ignored",
+    "multiplicative_attention",
+    "the scale is always 1",
+    "value",
+    forward=config_with(scale=lambda a, c: 1.0),
+)
+mutant(
+    "bias-scaled-too",
+    "attention",
+    "the scale multiplies the bias too",
+    "value",
+    forward=lambda self, run, a, c, needs: run(
+        a if a.bias is None or c.scale is None else a._replace(bias=scaled(a.bias, c.scale)), c, needs=needs
+    ),
+)
+
+
+def unscaled(name: str) -> Any:
+    """A gradient lacks the scale."""
+
+    def hook(self: Any, run: Any, saved: Any, given: Any, needs: Any) -> Any:
+        grads = run(saved, given, needs=needs)
+        grad = getattr(grads, name)
+        return grads if grad is None or not saved[3] else grads._replace(**{name: scaled(grad, 1 / saved[3])})
+
+    return hook
+
+
+mutant("dq-without-scale", "attention", "the gradient of q lacks the scale", "difference", backward=unscaled("q"))
+mutant("dk-without-scale", "attention", "the gradient of k lacks the scale", "difference", backward=unscaled("k"))
+
+
+def times_zero(outs: Any, a: Any, config: Any) -> Any:
+    values = a[2].sum(axis=-2, keepdims=True)
+    return [outs[0] + 0 * np.repeat(values, outs[0].shape[1] // max(1, values.shape[1]), axis=1), *outs[1:]]
+
+
+def times_zero_of_the_first(outs: Any, a: Any, config: Any) -> Any:
+    return [outs[0] + 0 * a[2].sum(axis=1, keepdims=True), *outs[1:]]
+
+
+mutant(
+    "unseen-times-zero",
+    "attention",
+    "values that are not seen are multiplied with 0, so that NaN leaks",
+    "unseen",
+    forward=outputs_as(times_zero),
+)
+mutant(
+    "unseen-times-zero-with-weights",
+    SCORED,
+    "values that are not seen are multiplied with 0, so that NaN leaks",
+    "unseen",
+    forward=outputs_as(times_zero_of_the_first),
+)
+mutant(
+    "nan-of-one-for-all",
+    "attention",
+    "a NaN in a key that one query sees reaches those that do not see it",
+    "leak",
+    forward=outputs_as(lambda o, a, c: [o[0] + 0 * o[0].sum(axis=2, keepdims=True)]),
+)
+mutant(
+    "nothing-seen-is-the-mean",
+    "attention",
+    "a query that sees nothing gets the mean of all values",
+    "value",
+    forward=from_scores(lambda s, seen, v: _softmax(np.where(seen, s, -1e30)) @ v),
+)
+mutant(
+    "nothing-seen-is-nan",
+    "attention",
+    "a query that sees nothing gets 0 / 0",
+    "value",
+    forward=from_scores(lambda s, seen, v: _softmax(np.where(seen, s, -np.inf)) @ v),
+)
+mutant(
+    "masked-by-a-thousand",
+    "attention",
+    "what is not seen gets a score less by 1000, which a large one outdoes",
+    "positions",
+    forward=from_scores(
+        lambda s, seen, v: np.where(seen.any(-1)[..., None], _softmax(s - 1e3 * ~seen) @ v, 0),
+    ),
+)
+mutant(
+    "exp-overflows",
+    "attention",
+    "e^score is taken without the maximum's subtraction",
+    "value",
+    forward=from_scores(lambda s, seen, v: _divided(np.where(seen, np.exp(s), 0), v)),
+)
+
+
+def _softmax(scores: Any) -> Any:
+    terms = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))
+    return terms / terms.sum(axis=-1, keepdims=True)
+
+
+def _divided(terms: Any, v: Any) -> Any:
+    total = terms.sum(axis=-1, keepdims=True)
+    return (terms @ v) / np.where(total == 0, 1, total)
+
+
+def merged_without_rescaling(scores: Any, seen: Any, v: Any) -> Any:
+    parts = []
+    for first in range(0, scores.shape[-1], KEY_SPLIT):
+        at = slice(first, first + KEY_SPLIT)
+        s = np.where(seen[..., at], scores[..., at], -1e30)
+        parts.append((np.where(seen[..., at], np.exp(s - s.max(axis=-1, keepdims=True)), 0), v[:, :, at]))
+    total = sum((terms.sum(axis=-1, keepdims=True) for terms, _ in parts), np.zeros((1,) * 4, scores.dtype))
+    return sum((terms @ values for terms, values in parts), 0 * v[:, :, :1]) / np.where(total == 0, 1, total)
+
+
+mutant(
+    "splits-merged-without-rescaling",
+    "attention",
+    "splits of keys are added up each with its own maximum",
+    "value",
+    forward=from_scores(merged_without_rescaling),
+)
+mutant(
+    "last-tile-lost",
+    "attention",
+    "keys past the last multiple of 16 are left out where there are more than 64",
+    "sizes",
+    forward=config_with(
+        lengths=lambda a, c: c.lengths if a.k.shape[2] <= 64 else np.minimum(
+            len(a.q) * [a.k.shape[2]] if c.lengths is None else c.lengths, a.k.shape[2] // 16 * 16
+        ),
+    ),
+)  # fmt: skip
+mutant(
+    "delta-of-another-row",
+    "attention",
+    "Σ dy · y is taken from the next query",
+    "gradient",
+    backward=saved_as(lambda s: {"y": np.roll(s["y"], -1, axis=2)}),
+)
+mutant(
+    "weights-of-another-row",
+    "attention",
+    "backward takes the weights by the sum of the next query",
+    "gradient",
+    backward=saved_as(lambda s: {"weights": np.roll(s["weights"], -1, axis=2)}),
+)
+mutant(
+    "dk-of-the-wrong-block",
+    "attention",
+    "with more than 64 keys their gradients stand 64 keys further on",
+    "gradient",
+    backward=grads_as(lambda g: g.update(k=np.roll(g["k"], 64, axis=2)) if "k" in g and g["k"].shape[2] > 64 else None),
+)
+for name in "qkv":
+    mutant(f"zero-gradient-{name}", "attention", f"the gradient of {name} is 0", "difference", backward=zero(name))
+mutant("zero-gradient-bias", "attention", "the gradient of bias is 0", "difference", backward=zero("bias"))
+
+
+def one_of_the_broadcast(self: Any, run: Any, saved: Any, given: Any, needs: Any) -> Any:
+    arrays, seen = saved[0], saved[2]
+    if not needs.bias:
+        return run(saved, given, needs=needs)
+    shape = arrays.bias.shape
+    wide = arrays._replace(bias=np.broadcast_to(arrays.bias, seen.shape))
+    grads = run((wide, *saved[1:]), given, needs=needs)
+    first = tuple(slice(0, 1) if one == 1 else slice(None) for one in (1,) * (4 - len(shape)) + shape)
+    return grads._replace(bias=grads.bias[first].reshape(shape))
+
+
+mutant(
+    "bias-gradient-not-summed",
+    "attention",
+    "of a bias that is broadcast, the gradient is that of the first element it stands for",
+    "broadcast",
+    backward=one_of_the_broadcast,
+)
+
+
+def other_heads(a: Any) -> Any:
+    heads = np.arange(a.q.shape[1]) % max(1, a.k.shape[1])
+    return a._replace(k=a.k[:, heads], v=a.v[:, heads])
+
+
+mutant(
+    "heads-in-turn",
+    "attention",
+    "heads of queries take the heads of keys in turn, and not in groups",
+    "heads",
+    forward=arrays_as(other_heads),
+)
+
+
+def first_of_group(self: Any, run: Any, saved: Any, given: Any, needs: Any) -> Any:
+    grads = run(saved, given, needs=needs)
+    group = saved[0].q.shape[1] // max(1, saved[0].k.shape[1])
+    alone = given.y.copy()
+    alone[:, np.arange(alone.shape[1]) % max(1, group) != 0] = 0
+    return grads._replace(k=run(saved, given._replace(y=alone), needs=needs).k)
+
+
+mutant(
+    "dk-of-one-head",
+    "attention",
+    "the gradient of k is that of the first head of its group",
+    "heads",
+    backward=first_of_group,
+)
+mutant(
+    "dropout-ignored",
+    "attention",
+    "nothing is dropped",
+    "dropout",
+    forward=config_with(dropout=lambda a, c: 0.0),
+)
+mutant(
+    "dropout-not-rescaled",
+    "attention",
+    "what is not dropped stays as it is, and does not grow by 1 / (1 - dropout)",
+    "value",
+    forward=outputs_as(lambda outs, a, c: [scaled(outs[0], 1 - c.dropout)]),
+)
+mutant(
+    "dropout-of-the-chunk",
+    "attention",
+    "dropout counts queries from the first of the call, and not from position 0",
+    "query-chunk",
+    forward=dropped_as(lambda w, c: attention.dropped(w, c._replace(q_start=0 * c.q_start))),
+)
+mutant(
+    "dropout-alike-in-all-rows",
+    "attention",
+    "dropout is the same in each row of the batch",
+    "dropout",
+    forward=dropped_as(
+        lambda w, c: w * attention.dropped(np.ones_like(w[:1]), c._replace(q_start=c.q_start[:1]))
+    ),
+)  # fmt: skip
+mutant(
+    "dropout-by-half-a-seed",
+    "attention",
+    "the upper 32 bits of the seed are left out",
+    "dropout",
+    forward=dropped_as(lambda w, c: attention.dropped(w, c._replace(seed=c.seed % 2**32))),
+)
+mutant(
+    "dropout-elsewhere-in-backward",
+    "attention",
+    "backward drops the weights of the next position",
+    "dropout",
+    backward=saved_as(lambda s: {"config": s["config"]._replace(q_start=s["config"].q_start + 1)}),
+)
+mutant(
+    "dropout-not-in-backward",
+    "attention",
+    "backward drops nothing",
+    "dropout",
+    backward=saved_as(lambda s: {"config": s["config"]._replace(dropout=0.0)}),
+)
+mutant(
+    "claims-chunk-of-queries",
+    "attention",
+    "claims results independent of chunks, and the last bit depends on the number of keys",
+    "query-chunk-bitwise",
+    forward=last_bit(lambda a: a.k.shape[2] % 2 == 1),
+    claims={"chunk"},
+)
+mutant(
+    "alpha-cotangent-ignored",
+    SCORED,
+    "the cotangent of the weights is ignored",
+    "gradient",
+    backward=cotangents_as(lambda g: g._replace(alpha=None)),
+)
+mutant(
+    "alpha-not-normal",
+    SCORED,
+    "the weights given do not sum to 1",
+    "weights",
+    forward=outputs_as(lambda outs, a, c: [outs[0], scaled(outs[1], 1.00001)]),
+)
+mutant(
+    "alpha-past-the-lengths",
+    SCORED,
+    "the weights given of keys that are not seen are not 0",
+    "weights",
+    forward=outputs_as(
+        lambda outs, a, c: [outs[0], np.where(outs[1] == 0, outs[1].dtype.type(1e-3), outs[1])]
+    ),
+)  # fmt: skip
+mutant(
+    "hidden-not-back-propagated",
+    "additive_attention",
+    "the slope of tanh is taken as 1",
+    "gradient",
+    backward=lambda self, run, saved, given, needs: run(
+        (saved[0], saved[1], 0 * saved[2], saved[3]), given, needs=needs._replace(v=False)
+    )._replace(v=run(saved, given, needs=needs).v),
+)
+mutant(
+    "w-transposed",
+    "multiplicative_attention",
+    "w is taken transposed where it is square",
+    "value",
+    forward=arrays_as(lambda a: a if a.w is None or a.w.shape[0] != a.w.shape[1] else a._replace(w=a.w.T)),
+)
+
+# --- the convolution family ---------------------------------------------------------------------------------
+
+CONV = "causal_conv1d"
+
+
+def turned_taps(w: Any) -> Any:
+    return w[..., ::-1]
+
+
+mutant(
+    "taps-reversed",
+    CONV,
+    "the last tap stands on the earliest step",
+    "value",
+    forward=arrays_as(lambda a: a._replace(w=turned_taps(a.w))),
+    backward=grads_as(lambda g: g.update(w=turned_taps(g["w"])) if "w" in g else None),
+)
+
+
+def denser(self: Any, run: Any, a: Any, config: Any, needs: Any) -> Any:
+    outputs, saved = run(a, config, needs=needs)
+    taps, step = a.w.shape[2], config.dilation
+    w = np.zeros((*a.w.shape[:2], (taps - 1) * step + 1), a.w.dtype)
+    w[..., ::-1][..., np.arange(taps) * max(1, step - 1)] = turned_taps(a.w)
+    (y, _), _ = run(a._replace(w=w), config._replace(dilation=1))
+    return (y, *outputs[1:]), saved
+
+
+mutant("dilation-off-by-one", CONV, "taps stand one step closer than they should", "dilation", forward=denser)
+mutant(
+    "dilation-ignored-in-dw",
+    CONV,
+    "the gradient of w is that of neighbouring steps",
+    "gradient",
+    backward=lambda self, run, saved, given, needs: run(saved, given, needs=needs)._replace(
+        w=run((np.roll(saved[0], -1, axis=1), *saved[1:]), given, needs=needs).w
+    ),
+)
+mutant(
+    "left-ignored",
+    CONV,
+    "what stands before the first step is taken as 0",
+    "chunk",
+    forward=arrays_as(lambda a: a._replace(left=None)),
+)
+
+
+def without_the_old(outs: Any, a: Any, config: Any) -> Any:
+    if a.left is None:
+        return outs
+    span, lengths = outs[1].shape[1], config.lengths
+    for row in range(len(a.x)):
+        length = a.x.shape[1] if lengths is None else int(lengths[row])
+        outs[1][row, : max(0, span - length)] = 0
+    return outs
+
+
+mutant(
+    "left-forgotten",
+    CONV,
+    "a chunk shorter than the context hands on zeros for what came before it",
+    "chunk",
+    forward=outputs_as(without_the_old),
+)
+mutant(
+    "left-stale",
+    CONV,
+    "a chunk of one step hands its context on as it got it",
+    "chunk",
+    forward=outputs_as(
+        lambda o, a, c: [o[0], a.left.copy()] if a.left is not None and a.x.shape[1] == 1 else o
+    ),
+)  # fmt: skip
+
+
+def handed_on_at_the_end(self: Any, run: Any, a: Any, config: Any, needs: Any) -> Any:
+    outputs, saved = run(a, config, needs=needs)
+    return (outputs[0], run(a, config._replace(lengths=None))[0][1]), saved
+
+
+mutant(
+    "left-n-at-the-end", CONV, "left_n ends at T, whatever the row's length", "padding", forward=handed_on_at_the_end
+)
+mutant(
+    "left-n-of-zero-length",
+    CONV,
+    "a row without a step hands on zeros",
+    "padding",
+    forward=outputs_as(lost_rows),
+)
+mutant(
+    "conv-lengths-ignored",
+    CONV,
+    "pads are steps like others",
+    "padding",
+    forward=config_as(lambda c: c._replace(lengths=None)),
+)
+
+
+def bias_of_the_pads(self: Any, run: Any, saved: Any, given: Any, needs: Any) -> Any:
+    grads = run(saved, given, needs=needs)
+    return grads if grads.b is None or given.y is None else grads._replace(b=given.y.sum(axis=(0, 1)))
+
+
+mutant("db-over-pads", CONV, "the gradient of b sums over the pads too", "padding", backward=bias_of_the_pads)
+
+
+def swapped_groups(a: Any, config: Any) -> Any:
+    parts = np.split(a.x, config.groups, axis=2)
+    return a._replace(x=np.concatenate(parts[::-1], axis=2))
+
+
+mutant(
+    "groups-swapped",
+    CONV,
+    "the last group of outputs gets the first group of inputs",
+    "groups",
+    forward=lambda self, run, a, c, needs: run(swapped_groups(a, c), c, needs=needs),
+)
+
+
+def early(outs: Any, a: Any, config: Any) -> Any:
+    y = outs[0]
+    return [np.concatenate([y[:, 1:], y[:, -1:]], axis=1), outs[1]] if y.shape[1] > 1 else outs
+
+
+mutant("one-step-early", CONV, "y[t] is of step t + 1", "causality", forward=outputs_as(early))
+
+
+def last_tap_alone(w: Any) -> Any:
+    alone = np.zeros_like(w)
+    alone[..., -1:] = w[..., -1:]
+    return alone
+
+
+mutant(
+    "dx-of-the-last-tap",
+    CONV,
+    "the gradient of x comes from the last tap alone",
+    "difference",
+    backward=lambda self, run, saved, given, needs: run(
+        (saved[0], last_tap_alone(saved[1]), *saved[2:]), given, needs=needs
+    ),
+)
+mutant(
+    "cotangent-left-n-ignored",
+    CONV,
+    "the cotangent of left_n is ignored",
+    "gradient",
+    backward=cotangents_as(lambda g: g._replace(left_n=None)),
+)
+for name in ("w", "b", "left"):
+    mutant(f"conv-zero-gradient-{name}", CONV, f"the gradient of {name} is 0", "difference", backward=zero(name))
+mutant(
+    "depthwise-past-16",
+    CONV,
+    "wrong where more than 16 channels are each on their own",
+    "groups",
+    forward=only_with(lambda a, c: c.groups == a.x.shape[2] > 16),
 )
 
 

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 import pyrnn
 from pyrnn.backend import Claim
+from pyrnn.reference.attention import softmax
 from pyrnn.reference.backend import ReferenceBackend
 from pyrnn.testing import (
     PROPERTIES,
     Call,
+    attention,
     check_backend,
     check_gradients,
     check_op,
@@ -43,6 +45,7 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "exp": lambda a, b: np.exp(a - b) * a,
     "tanh": lambda a, b: np.tanh(a @ b) - np.tanh(b),
     "division": lambda a, b: a / (1 + np.exp(-b)),
+    "softmax": lambda a, b: softmax(a @ b.swapaxes(0, 1) * 0.3, np.tri(*a.shape, dtype=bool)),
     "norm": lambda a, b: (a - a.mean(axis=-1, keepdims=True)) / np.sqrt((b * b).mean(axis=-1, keepdims=True) + 0.5),
 }
 
@@ -58,7 +61,11 @@ def test_float32_lies_within_the_bound(name: str, size: int, seed: int, scale: f
     assert (np.abs(got.astype(np.float64) - want.value) <= allowed(want, "float32")).all()
 
 
-@pytest.mark.parametrize("op", ["rnn", "lstm", "gru", "linear", "softmax", "layer_norm"])
+ONE = dict.fromkeys(["B", "T", "I", "H", "O", "Hq", "Hkv", "N", "D", "Dv", "Dq", "Dk", "A", "Cin", "Cout", "K"], 1)
+OPS = ["rnn", "lstm", "gru", "linear", "softmax", "layer_norm", "attention", "additive_attention", "causal_conv1d"]
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_bound_refuses_a_hundred_epsilons(op: str, dtype: str) -> None:
     class Off(ReferenceBackend):
@@ -69,7 +76,7 @@ def test_the_bound_refuses_a_hundred_epsilons(op: str, dtype: str) -> None:
         return tuple(o * o.dtype.type(1 + 100 * np.finfo(o.dtype).eps) for o in outputs), saved
 
     setattr(Off, f"{op}_forward", forward)
-    call = Call(op, {"B": 1, "T": 1, "I": 1, "H": 1, "F": 2, "O": 1, "...": (1,)}, dtype=dtype)
+    call = Call(op, {**ONE, "F": 2, "M": 2, "...": (1,)}, dtype=dtype)
     replay("reference", "value", call)
     with pytest.raises(AssertionError, match="expected"):
         replay(Off(), "value", call)
@@ -344,9 +351,44 @@ def test_a_plugin_s_own_tests(tmp_path: Any) -> None:
 
 
 def test_a_suite_has_a_test_for_each_property() -> None:
-    tests = [name for name in vars(make_backend_tests("reference", ops=["lstm"])) if name.startswith("test_")]
-    names = [f"test_lstm_{name.replace('-', '_')}" for name in PROPERTIES if name != "mask"]
-    assert sorted(tests) == sorted(names)
+    found = set()
+    for op, others in (("lstm", {"mask", "unseen", "dilation"}), ("attention", {"padding", "chunk", "dilation"})):
+        names = {name for name in vars(make_backend_tests("reference", ops=[op])) if name.startswith("test_")}
+        asked = {name for name in PROPERTIES if f"test_{op}_{name.replace('-', '_')}" in names}
+        assert len(asked) == len(names) and not asked & others
+        found |= asked
+    for op in ("causal_conv1d", "cross_entropy"):
+        names = vars(make_backend_tests("reference", ops=[op]))
+        found |= {name for name in PROPERTIES if f"test_{op}_{name.replace('-', '_')}" in names}
+    assert found == set(PROPERTIES)
+
+
+@given(strategies.calls("attention"), strategies.calls("causal_conv1d", config={"dilation": (3,)}))
+@settings(max_examples=50)
+def test_a_call_with_what_is_broadcast_and_derived_is_rebuilt(one: Call, other: Call) -> None:
+    for call in (one, other):
+        again = eval(repr(call))
+        assert again == call
+        for name, array in call.arrays.items():
+            assert array.shape == call.shape(name)
+            np.testing.assert_array_equal(again.arrays[name], array)
+        for name, value in call.options.items():
+            np.testing.assert_array_equal(np.array(again.options[name], object), np.array(value, object))
+    assert other.shape("left") == (other.sizes["B"], 3 * (other.sizes["K"] - 1), other.sizes["Cin"])
+    assert other.shape("w")[1] * other.options.get("groups", 1) == other.sizes["Cin"]
+
+
+def test_attention_is_drawn_with_some_of_its_options_at_a_time() -> None:
+    shares = {"none": 0, "some": 0, "all": 0}
+
+    @given(strategies.calls("attention", regimes=("small",)))
+    @settings(max_examples=200)
+    def count(call: Call) -> None:
+        pairs = attention.seen_in(call)
+        shares["all" if pairs.all() else "some" if pairs.any() else "none"] += 1
+
+    count()
+    assert min(shares.values()) > 5 and shares["some"] > 50, shares
 
 
 BAR = "from pyrnn.testing import check_backend; check_backend('reference', ['softmax'], properties=['value'], {})"

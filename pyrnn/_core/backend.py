@@ -7,6 +7,7 @@ from typing import Any
 from ..backend import Backend, Claim
 
 try:
+    from .attention import AttentionOps
     from .basic import BasicOps
     from .memory import empty
     from .recurrent import RecurrentOps
@@ -19,12 +20,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class CythonBackend(RecurrentOps, BasicOps, UpdateOps, Backend):
+class CythonBackend(RecurrentOps, AttentionOps, BasicOps, UpdateOps, Backend):
     """C kernels through Cython, on all the CPU's threads."""
 
     name = "cython"
     claims = dict.fromkeys(
-        ("rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
+        ("rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
         Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"})),
     )
 

@@ -1,10 +1,14 @@
 # What every module of the core needs of the kernels: their declarations, the chosen table, arrays as they take them.
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "pyrnn_kernels.h" nogil:
     ctypedef struct pyrnn_in:
         const void *data
         ptrdiff_t stride[3]
+
+    ctypedef struct pyrnn_in4:
+        const void *data
+        ptrdiff_t stride[4]
 
     enum pyrnn_cell:
         PYRNN_RNN_TANH
@@ -53,6 +57,55 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void *dx
         void *dw
         void *db
+
+    int PYRNN_KEY_SPLIT
+    int64_t PYRNN_FAR
+
+    ctypedef struct pyrnn_attention:
+        ptrdiff_t B, Hq, Hkv, N, M, D, Dv
+        int threads
+        double scale, dropout
+        uint64_t seed
+        uint32_t drop_below
+        int64_t left, right
+        const int64_t *q_start
+        const int64_t *lengths
+        const int64_t *q_lengths
+        pyrnn_in4 q, k, v, bias, mask
+        void *workspace
+        int (*interrupted)() noexcept
+        void *y
+        ptrdiff_t y_stride[3]
+        void *stats
+        pyrnn_in4 dy
+        void *dq
+        void *dk
+        void *dv
+        void *dbias
+        ptrdiff_t dq_stride[3]
+        ptrdiff_t dk_stride[3]
+        ptrdiff_t dv_stride[3]
+        ptrdiff_t bias_shape[4]
+
+    ctypedef struct pyrnn_alignment:
+        ptrdiff_t B, N, M, A, Dv
+        int threads
+        double scale
+        const int64_t *lengths
+        pyrnn_in4 mask
+        const void *query
+        const void *keys
+        const void *values
+        const void *v
+        void *workspace
+        void *ctx
+        void *alpha
+        const void *dctx
+        const void *dalpha
+        void *dquery
+        void *dkeys
+        void *dvalues
+        void *dv
 
     ctypedef struct pyrnn_cross_entropy:
         ptrdiff_t M, C
@@ -125,6 +178,12 @@ cdef extern from "pyrnn_kernels.h" nogil:
         size_t (*linear_pack[2])(const pyrnn_linear *, void *) noexcept nogil
         void (*linear_forward[2])(const pyrnn_linear *) noexcept nogil
         void (*linear_backward[2])(const pyrnn_linear *) noexcept nogil
+        size_t (*attention_workspace[2])(const pyrnn_attention *, int) noexcept nogil
+        int (*attention_forward[2])(const pyrnn_attention *) noexcept nogil
+        int (*attention_backward[2])(const pyrnn_attention *) noexcept nogil
+        size_t (*alignment_workspace[2])(const pyrnn_alignment *, int) noexcept nogil
+        void (*alignment_forward[2])(const pyrnn_alignment *) noexcept nogil
+        void (*alignment_backward[2])(const pyrnn_alignment *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *) noexcept nogil

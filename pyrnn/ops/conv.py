@@ -23,7 +23,7 @@ CAUSAL_CONV1D = Op(
     optional={"b": "Cout", "left": "B (K-1)·dilation Cin"},
     outputs={"y": "B T Cout", "left_n": "B (K-1)·dilation Cin"},
     state=("left",),
-    options={"dilation": whole(1), "groups": whole(1), "lengths": lengths()},
+    options={"dilation": whole(1), "groups": whole(1, divides="Cin Cout"), "lengths": lengths()},
     derived={
         "Cin/groups": lambda sizes, config: sizes["Cin"] // config.groups,
         "(K-1)·dilation": lambda sizes, config: (sizes["K"] - 1) * config.dilation,

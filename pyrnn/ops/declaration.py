@@ -150,11 +150,17 @@ class Op:
             match_shape(name, shape, value.shape, sizes)
         arrays = self.Arrays(*values)
         options = self.Config(
-            *(option.check(name, config[name], sizes, backend) for name, option in self.options.items())
+            *[
+                option.check(name, config[name], sizes, backend)
+                if config[name] is not option.default or option.computed
+                else option.default
+                for name, option in self.options.items()
+            ]
         )
         if self.rule is not None:
             self.rule(arrays, options)
-        self._check_derived(values, sizes, options)
+        if self.derived:
+            self._check_derived(values, sizes, options)
         return arrays, options
 
     def _check_derived(self, values: Sequence[Any], sizes: Sizes, options: Any) -> None:

@@ -26,7 +26,8 @@ class Option(NamedTuple):
     """An option's default, what brings a caller's value into its domain (or raises, naming it), and the domain.
 
     ``kind`` is the name of the function that declared it; ``domain`` has the values of one that is chosen among few,
-    ``shape`` and ``bound`` are the symbols of one that is an array. ``of_backend`` is False if backends never see it.
+    ``shape`` and ``bound`` are the symbols of one that is an array, or that sizes bound. ``of_backend`` is False if
+    backends never see it. ``computed`` is True if the default has to go through the check as well.
     """
 
     default: Any
@@ -36,6 +37,7 @@ class Option(NamedTuple):
     shape: str = ""
     bound: str = ""
     of_backend: bool = True
+    computed: bool = False
 
 
 def flag(default: bool, *, of_backend: bool = True) -> Option:
@@ -87,13 +89,13 @@ def number(default: float | None) -> Option:
     return Option(default, check, "number")
 
 
-def whole(default: int) -> Option:
-    """Declare an option that is a whole number of at least 1."""
+def whole(default: int, *, divides: str = "") -> Option:
+    """Declare an option that is a whole number of at least 1; it ``divides`` the sizes of these symbols."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> int:
         return check_count(name, value)
 
-    return Option(default, check, "whole")
+    return Option(default, check, "whole", bound=divides)
 
 
 def probability() -> Option:
@@ -162,7 +164,7 @@ def positions(first: Callable[[Sizes], int]) -> Option:
             raise ValueError(f"{name}: expected values from -2**31 to 2**31, got {array.min()} to {array.max()}")
         return array.astype(np.int64, copy=False)
 
-    return Option(None, check, "positions", shape="B")
+    return Option(None, check, "positions", shape="B", computed=True)
 
 
 FARTHEST = 2**31  # a position, from 0: they are added up in 64 bits
@@ -182,7 +184,7 @@ def indices(shape: str, bound: str = "") -> Option:
             check_range(name, array, sizes[bound], bound)
         return array.astype(np.int64)  # a copy: backward needs it as it is now
 
-    return Option(None, check, "indices", shape=shape, bound=bound)
+    return Option(None, check, "indices", shape=shape, bound=bound, computed=True)
 
 
 def check_range(name: str, array: Any, size: int, symbol: str) -> None:

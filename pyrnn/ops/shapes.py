@@ -26,11 +26,11 @@ def is_broadcast(shape: str) -> bool:
 
 
 @cache
-def _parsed(shape: str) -> tuple[bool, tuple[tuple[int, str], ...]]:
-    """Return whether a symbolic shape begins with ``...``, and its other dimensions, split."""
-    dimensions = shape.split()
+def _parsed(shape: str) -> tuple[bool, bool, tuple[tuple[int, str], ...]]:
+    """Return whether a symbolic shape is broadcast, whether it begins with ``...``, and its other dimensions, split."""
+    dimensions = shape.replace("?", "").split()
     leading = dimensions[:1] == ["..."]
-    return leading, tuple(split_dimension(dimension) for dimension in dimensions[leading:])
+    return is_broadcast(shape), leading, tuple(split_dimension(dimension) for dimension in dimensions[leading:])
 
 
 def match_shape(name: str, shape: str, given: Sequence[int], sizes: Sizes) -> None:
@@ -41,8 +41,8 @@ def match_shape(name: str, shape: str, given: Sequence[int], sizes: Sizes) -> No
     ValueError
         With the array's name, the shape expected in symbols and numbers, and the shape given.
     """
-    leading, dimensions = _parsed(shape.replace("?", ""))
-    if is_broadcast(shape):
+    broadcast, leading, dimensions = _parsed(shape)
+    if broadcast:
         given_last = (1,) * (len(dimensions) - len(given)) + tuple(given)
         matches = len(given) <= len(dimensions) and all(
             size in (1, times * sizes[symbol]) for (times, symbol), size in zip(dimensions, given_last, strict=True)

@@ -28,10 +28,10 @@ def seen_by(config: Any, batch: int, queries: int, keys: int, heads: int) -> Arr
         seen &= key <= at + right
     if config.q_lengths is not None:
         seen &= (np.arange(queries) < config.q_lengths[:, None])[:, :, None]
-    return _valid_and_allowed(config, seen[:, None], np.s_[:, None, None], (batch, heads, queries, keys))
+    return valid_and_allowed(config, seen[:, None], np.s_[:, None, None], (batch, heads, queries, keys))
 
 
-def _valid_and_allowed(config: Any, seen: Array, over: Any, shape: tuple[int, ...]) -> Array:
+def valid_and_allowed(config: Any, seen: Array, over: Any, shape: tuple[int, ...]) -> Array:
     """Return what is seen of the valid keys where the mask allows it."""
     if config.lengths is not None:
         seen = seen & (np.arange(shape[-1]) < config.lengths[:, None])[over]
@@ -60,8 +60,8 @@ def softmax(scores: Array, seen: Array) -> Array:
     scores = np.where(seen, scores, np.finfo(scores.dtype).min).astype(scores.dtype)
     shifted = np.where(seen, scores - scores.max(axis=-1, keepdims=True), 0).astype(scores.dtype)
     terms = np.where(seen, np.exp(shifted), 0).astype(scores.dtype)
-    any_seen = seen.any(axis=-1)[..., None]
-    return terms / np.where(any_seen, terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
+    total = np.where(seen.any(axis=-1)[..., None], terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
+    return np.where(seen, terms / total, 0).astype(scores.dtype)  # 0 where it is not seen, be the total NaN
 
 
 def softmax_back(weights: Array, dweights: Array, along: Array, seen: Array) -> Array:
@@ -88,16 +88,21 @@ def philox(counter: tuple[Any, ...], seed: int) -> list[Array]:
     return words
 
 
-def kept(config: Any, batch: int, heads: int, queries: int, keys: int, dtype: Any) -> Array | None:
-    """Return what weights (B, Hq, N, M) are multiplied with: 0 where they are dropped, else 1 / (1 - dropout)."""
-    if not config.dropout:
-        return None
+def kept(config: Any, batch: int, heads: int, queries: int, keys: int) -> Array:
+    """Return booleans (B, Hq, N, M), False where dropout drops a weight."""
     at = config.q_start[:, None, None, None] + np.arange(queries)[:, None]
     counter = (np.arange((keys + 3) // 4), at, np.arange(heads)[:, None, None], np.arange(batch)[:, None, None, None])
     words = np.stack(np.broadcast_arrays(*philox(counter, config.seed)), axis=-1)
-    words = np.broadcast_to(words, (batch, heads, queries, (keys + 3) // 4, 4)).reshape(batch, heads, queries, -1)
-    keep = words[..., :keys] >= math.ceil(config.dropout * 2**32)
-    return np.where(keep, 1 / (1 - config.dropout), 0).astype(dtype)
+    quads = (keys + 3) // 4
+    words = np.broadcast_to(words, (batch, heads, queries, quads, 4)).reshape(batch, heads, queries, 4 * quads)
+    return words[..., :keys] >= math.ceil(config.dropout * 2**32)
+
+
+def dropped(weights: Array, config: Any) -> Array:
+    """Return what dropout makes of weights (B, Hq, N, M), or of their gradient."""
+    if not config.dropout:
+        return weights
+    return np.where(kept(config, *weights.shape), weights * (1 / (1 - config.dropout)), 0).astype(weights.dtype)
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
@@ -113,33 +118,29 @@ class AttentionOps:
         scale = 1 / math.sqrt(max(1, features)) if config.scale is None else config.scale
         shared = np.arange(heads) // max(1, heads // max(1, k.shape[1]))  # the head of keys of each head of queries
         seen = seen_by(config, batch, queries, keys, heads)
-        scores = (q @ k[:, shared].swapaxes(2, 3)) * q.dtype.type(scale)
+        scores = (q * scale) @ k[:, shared].swapaxes(2, 3)
         if bias is not None:
             scores = scores + bias
         weights = softmax(scores, seen)
-        factors = kept(config, batch, heads, queries, keys, q.dtype)
-        y = product(weights if factors is None else weights * factors, v[:, shared], seen)
-        return (y,), (arrays, seen, scale, shared, weights, factors, y) if needs else None
+        y = product(dropped(weights, config), v[:, shared], seen)
+        return (y,), (arrays, config, seen, scale, shared, weights, y) if needs else None
 
     def attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
-        (q, k, v, bias), seen, scale, shared, weights, factors, y = saved
+        (q, k, v, bias), config, seen, scale, shared, weights, y = saved
         dy = np.where(seen.any(axis=-1)[..., None], grad_outputs.y, 0).astype(q.dtype)
-        dropped = weights if factors is None else weights * factors
-        dweights = dy @ v[:, shared].swapaxes(2, 3)
-        if factors is not None:
-            dweights = dweights * factors
+        dweights = dropped(dy @ v[:, shared].swapaxes(2, 3), config)
         dscores = softmax_back(weights, dweights, (dy * y).sum(axis=-1, keepdims=True), seen)
-        across, seen_across = dscores.swapaxes(2, 3), seen.swapaxes(2, 3)
+        scaled, seen_across = dscores * scale, seen.swapaxes(2, 3)
 
         def per_shared(grad: Array) -> Array:  # heads that share keys follow one another
             heads = k.shape[1]
             return grad.reshape(len(q), heads, q.shape[1] // max(1, heads), *grad.shape[2:]).sum(axis=2)
 
         grads = {
-            "q": lambda: product(dscores, k[:, shared], seen) * q.dtype.type(scale),
-            "k": lambda: per_shared(product(across, q, seen_across)) * q.dtype.type(scale),
-            "v": lambda: per_shared(product(dropped.swapaxes(2, 3), dy, seen_across)),
-            "bias": lambda: _sum_to(dscores, bias.shape),
+            "q": lambda: product(scaled, k[:, shared], seen),
+            "k": lambda: per_shared(product(scaled.swapaxes(2, 3), q, seen_across)),
+            "v": lambda: per_shared(product(dropped(weights, config).swapaxes(2, 3), dy, seen_across)),
+            "bias": lambda: sum_to(dscores, bias.shape),
         }
         return type(needs)(**{name: grads[name]() if need else None for name, need in needs._asdict().items()})
 
@@ -173,18 +174,18 @@ class AttentionOps:
     def multiplicative_attention_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
         query, keys, values, w = arrays
         mapped = query if w is None else query @ w
-        scale = query.dtype.type(config.scale)
-        outputs, seen = weigh(config, (mapped @ keys.swapaxes(1, 2)) * scale, values)
-        return outputs, (arrays, seen, mapped, scale, outputs) if needs else None
+        outputs, seen = weigh(config, (mapped * config.scale) @ keys.swapaxes(1, 2), values)
+        return outputs, (arrays, seen, mapped, config.scale, outputs) if needs else None
 
     def multiplicative_attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
         (query, keys, values, w), seen, mapped, scale, outputs = saved
         dscores, dvalues = weigh_back(grad_outputs, outputs, values, seen)
-        dmapped = product(dscores, keys, seen) * scale
+        dscores = dscores * scale
+        dmapped = product(dscores, keys, seen)
         clean = np.where(seen.any(axis=2)[..., None], query, 0).astype(query.dtype)
         grads = {
             "query": lambda: dmapped if w is None else dmapped @ w.T,
-            "keys": lambda: product(dscores.swapaxes(1, 2), mapped, seen.swapaxes(1, 2)) * scale,
+            "keys": lambda: product(dscores.swapaxes(1, 2), mapped, seen.swapaxes(1, 2)),
             "values": lambda: dvalues,
             "w": lambda: _rows(clean).T @ _rows(dmapped),
         }
@@ -194,7 +195,7 @@ class AttentionOps:
 def weigh(config: Any, scores: Array, values: Array) -> tuple[tuple[Array, Array], Array]:
     """Return the context and the weights that scores (B, N, M) make, and what is seen."""
     shape = scores.shape
-    seen = _valid_and_allowed(config, np.ones((1, 1, 1), bool), np.s_[:, None], shape)
+    seen = valid_and_allowed(config, np.ones((1, 1, 1), bool), np.s_[:, None], shape)
     alpha = softmax(scores, seen)
     return (product(alpha, values, seen), alpha), seen
 
@@ -214,10 +215,10 @@ def weigh_back(grad_outputs: Any, outputs: Any, values: Array, seen: Array) -> t
 
 
 def _rows(array: Array) -> Array:
-    return array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, array.shape[-1])
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-def _sum_to(array: Array, shape: tuple[int, ...]) -> Array:
+def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
     """Add up along the dimensions that were broadcast from a shape."""
     whole = (1,) * (array.ndim - len(shape)) + shape
     over = tuple(axis for axis, size in enumerate(whole) if size == 1 and array.shape[axis] != 1)

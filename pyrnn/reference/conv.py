@@ -17,27 +17,36 @@ def valid_steps(batch: int, time: int, lengths: Array | None) -> Array:
     return (np.arange(time) < (np.full(batch, time) if lengths is None else lengths)[:, None])[..., None]
 
 
+def by_group(array: Array, groups: int) -> Array:
+    """Split the channels: (B, T, channels) becomes (B, groups, T, channels of a group)."""
+    batch, time, channels = array.shape
+    return array.reshape(batch, time, groups, channels // groups).swapaxes(1, 2)
+
+
+def together(array: Array) -> Array:
+    """Put the channels of all groups side by side again."""
+    batch, groups, time, channels = array.shape
+    return array.swapaxes(1, 2).reshape(batch, time, groups * channels)
+
+
 class ConvOps:
     """causal_conv1d of the reference backend."""
 
     def causal_conv1d_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
         x, w, b, left = arrays
         batch, time, inputs = x.shape
-        outputs, _, taps = w.shape
+        outputs, per_group, taps = w.shape
         span = (taps - 1) * config.dilation
         valid = valid_steps(batch, time, config.lengths)
         x = np.where(valid, x, 0).astype(x.dtype)
         if left is None:
             left = np.zeros((batch, span, inputs), x.dtype, like=x)
         whole = np.concatenate([left, x], axis=1)
-        sums = []
-        for of_x, of_w in zip(_groups(inputs, config.groups), _groups(outputs, config.groups), strict=True):
-            total = np.zeros((batch, time, outputs // config.groups), x.dtype, like=x)
-            for tap in range(taps):
-                shift = tap * config.dilation
-                total = total + whole[:, shift : shift + time, of_x] @ w[of_w, :, tap].T
-            sums.append(total)
-        y = np.concatenate(sums, axis=2)
+        kernels = w.reshape(config.groups, outputs // config.groups, per_group, taps)
+        y = np.zeros((batch, time, outputs), x.dtype, like=x)
+        for tap in range(taps):
+            shifted = whole[:, tap * config.dilation : tap * config.dilation + time]
+            y = y + together(by_group(shifted, config.groups) @ kernels[..., tap].swapaxes(1, 2))
         if b is not None:
             y = y + b
         y = np.where(valid, y, 0).astype(x.dtype)
@@ -48,31 +57,23 @@ class ConvOps:
     def causal_conv1d_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
         whole, w, config, valid, ends = saved
         batch, time = valid.shape[:2]
-        outputs, _, taps = w.shape
+        outputs, per_group, taps = w.shape
         span = (taps - 1) * config.dilation
+        kernels = w.reshape(config.groups, outputs // config.groups, per_group, taps)
         dwhole, dw = np.zeros_like(whole), np.zeros_like(w)
         db = np.zeros(outputs, whole.dtype, like=whole)
         if grad_outputs.y is not None:
             dy = np.where(valid, grad_outputs.y, 0).astype(whole.dtype)
             db = dy.sum(axis=(0, 1))
-            for of_x, of_w in zip(
-                _groups(whole.shape[2], config.groups), _groups(outputs, config.groups), strict=True
-            ):
-                for tap in range(taps):
-                    at = slice(tap * config.dilation, tap * config.dilation + time)
-                    dwhole[:, at, of_x] = dwhole[:, at, of_x] + dy[:, :, of_w] @ w[of_w, :, tap]
-                    rows_dy = dy[:, :, of_w].reshape(batch * time, outputs // config.groups)
-                    rows_x = whole[:, at, of_x].reshape(batch * time, w.shape[1])
-                    dw[of_w, :, tap] = rows_dy.T @ rows_x
+            grouped = by_group(dy, config.groups)
+            for tap in range(taps):
+                at = slice(tap * config.dilation, tap * config.dilation + time)
+                dwhole[:, at] = dwhole[:, at] + together(grouped @ kernels[..., tap])
+                dtap = (grouped.swapaxes(2, 3) @ by_group(whole[:, at], config.groups)).sum(axis=0)
+                dw[..., tap] = dtap.reshape(outputs, per_group)
         if grad_outputs.left_n is not None:
             rows = np.arange(batch)[:, None]
             dwhole[rows, ends] = dwhole[rows, ends] + grad_outputs.left_n
         dx = np.where(valid, dwhole[:, span:], 0).astype(whole.dtype)
         grads = {"x": dx, "w": dw, "b": db, "left": dwhole[:, :span]}
         return type(needs)(**{name: grads[name] if need else None for name, need in needs._asdict().items()})
-
-
-def _groups(channels: int, groups: int) -> list[slice]:
-    """Return the channels of each group."""
-    size = channels // groups
-    return [slice(group * size, (group + 1) * size) for group in range(groups)]

@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError('pyrnn.testing needs Hypothesis; try: pip install "pyrnn[testing]"') from error
 
-from . import basic, general, recurrent, strategies  # the families declare their properties
+from . import attention, basic, conv, general, recurrent, strategies  # the families declare their properties
 from .call import LAYOUTS, Call
 from .check import check_backend, check_op, replay
 from .gradients import check_gradients
@@ -29,10 +29,12 @@ __all__ = [
     "Property",
     "Report",
     "Result",
+    "attention",
     "basic",
     "check_backend",
     "check_gradients",
     "check_op",
+    "conv",
     "general",
     "make_backend_tests",
     "recurrent",

@@ -8,9 +8,11 @@ in the call's own precision may be from it. The rules, with u the unit roundoff 
     chain, with their magnitudes and roundings added up, until something else than a sum takes them.
 (b) A product, quotient or root is rounded once, and passes on the errors of what goes in.
 (c) exp, log and tanh may be off by 4 ULP (8u), relative to their value, tails included; the error of what goes in is
-    passed on with the steepest slope within it.
+    passed on with the steepest slope within it. What goes into exp may be off by another 2u of itself: e^x is taken as
+    2^(x·log₂e), with the constant folded into a scale.
 (d) Where a comparison could go either way within the error (relu at its kink), the bound covers both ways.
 (e) Results below the smallest normal number may be flushed to zero.
+(f) A number that is no float32, as a scale, is rounded as the arrays are.
 
 The reference's own rounding, in float64, is covered by taking u + 2⁻⁵³ for u.
 """
@@ -30,6 +32,7 @@ FLUSHED = {
     "float64": 2.0**-1002,
 }  # a million times the smallest normal number, as it is passed on
 FUNCTION_ROUNDINGS = 8  # 4 ULP of up to 2u each
+FAR = 1e30  # the error of what can be anything; finite, as infinity times 0 would be no bound
 
 
 class Unsure(np.ndarray):
@@ -111,8 +114,14 @@ class Bounded:
     def astype(self, dtype: Any) -> Bounded:
         return self
 
+    def swapaxes(self, one: int, other: int) -> Bounded:
+        return self._map(lambda part: part.swapaxes(one, other))
+
     def _of(self, other: Any) -> Bounded:
-        return other if isinstance(other, Bounded) else Bounded(other, self.unit)
+        if isinstance(other, Bounded):
+            return other
+        rounded = isinstance(other, float) and float(np.float32(other)) != other
+        return Bounded(other, self.unit, self.unit * abs(other) if rounded else 0.0)
 
     def _fresh(self, value: Any, passed: Any, roundings: int = 1) -> Bounded:
         return Bounded(value, self.unit, passed, np.abs(value) + passed, roundings)
@@ -177,8 +186,8 @@ class Bounded:
         other = self._of(other)
         quotient = self.value / other.value
         room = np.abs(other.value) - other.error
-        passed = np.where(room > 0, (self.error + np.abs(quotient) * other.error) / np.where(room > 0, room, 1), np.inf)
-        return self._fresh(quotient, passed)
+        passed = np.where(room > 0, (self.error + np.abs(quotient) * other.error) / np.where(room > 0, room, 1), FAR)
+        return self._fresh(quotient, np.minimum(passed, FAR))
 
     # --- functions ---
 
@@ -188,7 +197,9 @@ class Bounded:
 
     def _exp(self) -> Bounded:
         value = np.exp(self.value)
-        return self._fresh(value, value * np.expm1(self.error), FUNCTION_ROUNDINGS)
+        error = self.error + 2 * self.unit * np.abs(self.value)
+        steep = np.where(error < 1, value * np.expm1(np.minimum(error, 1)), np.exp(self.value + error) - value)
+        return self._fresh(value, np.minimum(steep, FAR), FUNCTION_ROUNDINGS)
 
     def _log(self) -> Bounded:
         room = 1 - self.error / self.value
@@ -249,11 +260,15 @@ class Bounded:
         if method != "__call__" or kwargs:
             return NotImplemented
         first = self._of(inputs[0])
+        if ufunc is np.isfinite:
+            return np.isfinite(first.value)
         if ufunc in _UNARY:
             return _UNARY[ufunc](first)
         return _BINARY[ufunc](first, inputs[1]) if ufunc in _BINARY else NotImplemented
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function is np.zeros:  # like=self
+            return Bounded(np.zeros(args[0]), self.unit)
         return _FUNCTIONS[function](*args, **kwargs) if function in _FUNCTIONS else NotImplemented
 
 
@@ -312,7 +327,6 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.where: _where,
     np.split: _split,
     np.concatenate: _concatenate,
-    np.zeros: lambda shape, dtype=None, like=None: Bounded(np.zeros(shape), _unit_of(like)),
     np.zeros_like: lambda array: Bounded(np.zeros(array.shape), array.unit),
     np.take_along_axis: lambda a, indices, axis: a._map(lambda part: np.take_along_axis(part, indices, axis)),
     np.put_along_axis: _put_along_axis,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,14 @@ Sizes = Mapping[str, Any]
 
 
 def shape_of(declared: str, sizes: Sizes) -> tuple[int, ...]:
-    """Return a declared shape in numbers: ``"B 4H"`` with H = 3 and B = 2 is (2, 12)."""
+    """Return a declared shape in numbers: ``"B 4H 1"`` with H = 3 and B = 2 is (2, 12, 1)."""
     shape: list[int] = []
     for dimension in declared.split():
         if dimension == "...":
             shape += sizes["..."]
         else:
             times, symbol = split_dimension(dimension)
-            shape.append(times * sizes[symbol])
+            shape.append(times * sizes[symbol] if symbol else times)
     return tuple(shape)
 
 
@@ -73,17 +74,34 @@ def magnitude(name: str, call: Call) -> float:
     Recurrent weights of gain 1 add up to less than 1 a row: errors then fade from step to step. A larger gain is as
     training begins, or, for the inputs, saturates the gates. Over many steps it would let any error grow without
     bound, and a relu does not saturate: there it stays 1. A gain below 1 makes all arrays but ``w_ih`` small: all
-    that is computed is near zero, where a bound that is relative is small too.
+    that is computed is near zero, where a bound that is relative is small too. Scores of attention are of order 1 too,
+    times the gain, so that a large one leaves the softmax a single key.
     """
-    sizes = call.sizes
+    sizes = call.numbers
     gain = min(call.gain, 1.0) if call.config.get("activation") == "relu" else call.gain
     if gain < 1 and name not in ("w_ih", "w_hh"):
         return 2 * gain
     if name == "w_hh":
         return (min(gain, 4.0) if sizes["T"] <= 10 else 1.0) / max(1, sizes["H"])
-    if name == "w_ih":
-        return 2 / math.sqrt(max(1, sizes["I"]))
-    return 2 * gain if name in ("x", "logits") else 1.0
+    fan_in = FAN_IN.get((call.op, name)) or FAN_IN.get(("", name))
+    if fan_in:
+        return (2 * gain if name == "v" else 2) / math.sqrt(max(1, math.prod(shape_of(fan_in, sizes))))
+    if name == "k":
+        return 2.0
+    scales = name in ("x", "left", "logits", "q", "query") or (call.op, name) == ("attention", "bias")
+    return 2 * gain if scales else 1.0
+
+
+# The terms of a sum that an array's elements weigh: it is as much smaller as there are more of them.
+FAN_IN = {
+    ("", "w_ih"): "I",
+    ("", "w_query"): "Dq",
+    ("", "w_key"): "Dk",
+    ("additive_attention", "v"): "A",
+    ("multiplicative_attention", "w"): "Dq",
+    ("multiplicative_attention", "keys"): "Dk",
+    ("causal_conv1d", "w"): "Cin/groups K",
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class Call:
     op
         The op's name.
     sizes
-        The size of each symbol of its declaration; ``"..."`` is a tuple.
+        The size of each symbol of its declaration, but for those that follow from others; ``"..."`` is a tuple.
     dtype
         float32 or float64.
     seed
@@ -110,6 +128,9 @@ class Call:
         The memory layout of arrays that are not simply C-contiguous; see `LAYOUTS`.
     config
         The options that are not at their default.
+    shapes
+        Of arrays and options that are broadcast, the symbolic shape that each has here, where it is not the full one:
+        ``{"bias": "Hq 1 M"}``.
     """
 
     op: str
@@ -121,6 +142,7 @@ class Call:
     optional: tuple[str, ...] = ()
     layouts: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def declared(self) -> Op:
@@ -128,14 +150,31 @@ class Call:
         return OPS[self.op]
 
     @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """The sizes, with those that follow from them and the options."""
+        options = SimpleNamespace(**{**{n: o.default for n, o in self.declared.options.items()}, **self.config})
+        sizes = dict(self.sizes)
+        return {**sizes, **{symbol: size(sizes, options) for symbol, size in self.declared.derived.items()}}
+
+    def symbols(self, name: str) -> str:
+        """Return the symbolic shape of an array, an output or an option: as declared, or as it is broadcast here."""
+        declared, option = self.declared, self.declared.options.get(name)
+        full = option.shape if option else {**declared.arrays, **declared.outputs}[name]
+        return self.shapes.get(name, full.replace("?", ""))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the same in numbers."""
+        return shape_of(self.symbols(name), self.numbers)
+
+    @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The call's arrays on the host, C-contiguous; a layout that repeats slices is in their values."""
         rng = np.random.default_rng(self.seed)
         arrays = {}
-        for name, shape in self.declared.arrays.items():
+        for name in self.declared.arrays:
             if name in self.declared.required or name in self.optional:
                 bound = magnitude(name, self)
-                array = rng.uniform(-bound, bound, shape_of(shape, self.sizes)).astype(self.dtype)
+                array = rng.uniform(-bound, bound, self.shape(name)).astype(self.dtype)
                 if self.zeros:
                     array[rng.random(array.shape) < self.zeros] = 0
                 if self.layouts.get(name) == "repeated":
@@ -149,9 +188,10 @@ class Call:
         found = {}
         for name, value in self.config.items():
             option = self.declared.options[name]
-            if option.shape and value is not None:
+            one_for_all = option.kind == "positions" and isinstance(value, int)
+            if option.shape and value is not None and not one_for_all:
                 kind = np.bool_ if option.kind == "mask" else np.int64
-                value = np.array(value, kind).reshape(shape_of(option.shape, self.sizes))
+                value = np.array(value, kind).reshape(self.shape(name))
             found[name] = value
         return found
 
@@ -162,8 +202,7 @@ class Call:
     def cotangents(self) -> dict[str, np.ndarray]:
         """Return a random gradient for each output."""
         rng = self.rng()
-        shapes = {name: shape_of(shape, self.sizes) for name, shape in self.declared.outputs.items()}
-        return {name: rng.standard_normal(shape).astype(self.dtype) for name, shape in shapes.items()}
+        return {name: rng.standard_normal(self.shape(name)).astype(self.dtype) for name in self.declared.outputs}
 
     def changed(self, **changes: Any) -> Call:
         """Return a call that differs in these fields."""
@@ -172,7 +211,7 @@ class Call:
     def __repr__(self) -> str:
         defaults = Call(self.op, {})
         parts = [repr(self.op), repr(dict(self.sizes))]
-        for name in ("dtype", "seed", "gain", "zeros", "optional", "layouts", "config"):
+        for name in ("dtype", "seed", "gain", "zeros", "optional", "layouts", "config", "shapes"):
             value = getattr(self, name)
             if value != getattr(defaults, name):
                 parts.append(f"{name}={value!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,11 +13,11 @@ from typing import Any
 import numpy as np
 from hypothesis import assume
 
-from ..ops.shapes import split_dimension
+from ..ops.shapes import is_broadcast, split_dimension
 from ..reference.backend import ReferenceBackend
 from ..threads import num_threads
-from .bounds import Bounded, allowed
-from .call import LAYOUTS, Call, shape_of
+from .bounds import allowed
+from .call import LAYOUTS, Call
 from .properties import (
     all_within,
     arguments,
@@ -27,6 +29,7 @@ from .properties import (
     same_kind,
     within,
 )
+from .strategies import fitting
 from .subject import BackendSubject, Subject, to_host
 
 MODERATE = (1.0, 4.0)
@@ -56,7 +59,17 @@ LADDER = (*LADDER, 300, 384, 400, 500, 511, 512, 513, 600, 640, 768, 800, 1000, 
 LADDERS = {
     "H": [*(size for size in LADDER if size <= 257), 320, 512],
     "T": [16, 17, 32, 33, 64, 65, 129, 1024],
+    "Hq": [*range(5, 10), 16, 33],
+    "Hkv": [*range(5, 10), 16, 33],
+    "K": [*range(5, 10), 16, 33],
 }
+# Some pairs, for the ops that have the symbols.
+PAIRS = (
+    {"T": 320, "H": 33}, {"B": 200, "H": 80}, {"B": 72, "T": 72, "H": 24},
+    {"N": 70, "M": 300, "D": 64}, {"N": 33, "M": 513, "Dv": 40}, {"M": 1024, "D": 64, "Hq": 8},
+    {"N": 40, "M": 260, "A": 24}, {"N": 40, "M": 260, "Dk": 70},
+    {"T": 300, "Cin": 48, "Cout": 48}, {"T": 70, "Cin": 130, "Cout": 33, "K": 7},
+)  # fmt: skip
 
 
 def resized(call: Call, **symbols: int) -> Call:
@@ -65,11 +78,19 @@ def resized(call: Call, **symbols: int) -> Call:
     config = dict(call.config)
     if "..." in symbols:
         config.pop("axis", None)  # the number of dimensions may be another
+    if "Hkv" in symbols:
+        sizes["Hq"] = sizes["Hkv"]
+    sizes = fitting(call.op, sizes, call.optional)
     rng = call.rng(10)
+    one = call.changed(sizes=sizes)
     for name, option in call.declared.options.items():
+        if option.kind == "whole" and option.bound and name in config:
+            config[name] = math.gcd(config[name], *(sizes[symbol] for symbol in option.bound.split()))
         if option.shape and config.get(name) is not None:
-            most = {"lengths": sizes.get("T"), "mask": 1}.get(option.kind) or sizes.get(option.bound or "C", 1) - 1
-            drawn = rng.integers(0, most, shape_of(option.shape, sizes), endpoint=True)
+            most = {"lengths": sizes.get(option.bound), "mask": 1, "positions": sizes.get("M")}.get(option.kind)
+            if most is None:
+                most = sizes[option.bound or "C"] - 1
+            drawn = rng.integers(0, most, one.shape(name), endpoint=True)
             if option.kind == "lengths":
                 drawn[:1] = most  # one row at least is as long as all
             config[name] = (drawn > 0 if option.kind == "mask" else drawn).tolist()
@@ -84,9 +105,7 @@ def resized(call: Call, **symbols: int) -> Call:
 def sizes(subject: Subject, call: Call) -> None:
     """Value and gradient hold at one size of each dimension after the other, up to a thousand, and at some pairs."""
     rungs = [{symbol: size} for symbol in call.sizes for size in LADDERS.get(symbol, LADDER)]
-    if {"B", "T", "H"} <= set(call.sizes):
-        rungs += [{"T": 320, "H": 33}, {"B": 200, "H": 80}, {"B": 72, "T": 72, "H": 24}]
-    for rung in rungs:
+    for rung in (*rungs, *(pair for pair in PAIRS if set(pair) <= set(call.sizes))):
         one = resized(call, **rung)
         where = f"with {' and '.join(f'{name} = {size}' for name, size in rung.items())}, "
         want = expected(one)
@@ -212,7 +231,8 @@ def layouts(subject: Subject, call: Call) -> None:
     all_within(pullback(lying), expected_gradients(call, want, cotangents), call.dtype, "gradient of ")
 
 
-NOTHING = {symbol: (0, 2) for symbol in ("B", "T", "I", "H", "F", "O", "D", "... size")}
+MAY_BE_0 = "B", "T", "I", "H", "F", "O", "D", "N", "M", "Dv", "Hq", "Dq", "Dk", "A", "Cin", "Cout", "... size"
+NOTHING = dict.fromkeys(MAY_BE_0, (0, 2))
 
 
 @prop("empty", backward=True, share=0.5, draws={"regimes": ("tiny",), "sizes": NOTHING})
@@ -225,28 +245,36 @@ def empty(subject: Subject, call: Call) -> None:
 @prop("nan", share=0.5, draws={"regimes": ("tiny", "small"), "config": {"axis": (-1,)}})
 def nan(subject: Subject, call: Call) -> None:
     """A NaN in one row of an input or a state reaches what the reference says, no other row, and is never swallowed."""
-    rows = call.declared.arrays[next(iter(call.arrays))].split()[0]
-    name = str(call.rng(8).choice([n for n in call.arrays if call.declared.arrays[n].split()[0] == rows]))
+    rows = call.symbols(next(iter(call.arrays))).split()[0]
+    name = str(call.rng(8).choice([n for n in call.arrays if call.symbols(n).split()[0] == rows]))
     spoilt = {key: array.copy() for key, array in call.arrays.items()}
     if not spoilt[name].size or not spoilt[name].ndim:
         return
     row = int(call.rng(4).integers(len(spoilt[name])))
     spoilt[name][row] = np.nan
-    wide = {key: array.astype(np.float64) for key, array in spoilt.items()}
-    checked, options = arguments(call, wide)
+    as_reference(subject, call, spoilt, f"with NaN in row {row} of {name}, ")
+
+
+def as_reference(subject: Subject, call: Call, spoilt: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+    """Hold a forward with NaN in its arrays against the reference's: NaN in the same places, the rest as without them.
+
+    Return the reference's outputs.
+    """
+    checked, options = arguments(call, {key: array.astype(np.float64) for key, array in spoilt.items()})
     with np.errstate(invalid="ignore"):
         outputs, _ = getattr(ReferenceBackend(), f"{call.op}_forward")(checked, options)
         got = subject.forward(call, {key: subject.on_device(array) for key, array in spoilt.items()})
     clean = expected(call).outputs
-    for key, reference in zip(call.declared.outputs, outputs, strict=True):
+    named = dict(zip(call.declared.outputs, outputs, strict=True))
+    for key, reference in named.items():
         lost = np.isnan(reference)
-        same_kind(key, got[key], call.dtype, reference.shape)
+        same_kind(f"{what}{key}", got[key], call.dtype, reference.shape)
         if not np.array_equal(np.isnan(got[key]), lost):
             at = [int(i) for i in np.argwhere(np.isnan(got[key]) != lost)[0]]
             which = "is NaN but should not be" if lost.size and not lost[tuple(at)] else "should be NaN but is not"
-            raise AssertionError(f"{key}{at}: {which}, with NaN in row {row} of {name}")
-        calm = Bounded(np.where(lost, 0, clean[key].value), clean[key].unit, np.where(lost, np.inf, clean[key].error))
-        within(key, np.where(lost, 0, got[key]).astype(call.dtype), calm, call.dtype)
+            raise AssertionError(f"{what}{key}{at} {which}")
+        within(f"{what}{key}", got[key], clean[key], call.dtype, where=~lost)
+    return named
 
 
 # --- calls don't disturb each other, nor their arguments -------------------------------------------------------
@@ -432,13 +460,13 @@ def concurrency(subject: Subject, call: Call) -> None:
 
 def rows_of(call: Call, rows: list[int]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and the options of some rows of the batch (the first of all leading dimensions)."""
-    declared = call.declared
 
-    def pick(shape: str, value: Any) -> Any:
-        return np.asarray(value)[rows] if shape.split()[:1] in (["B"], ["..."]) else value
+    def pick(name: str, value: Any) -> Any:
+        has_rows = call.symbols(name).split()[:1] in (["B"], ["..."]) and np.ndim(value)
+        return np.asarray(value)[rows] if has_rows else value
 
-    arrays = {name: pick(declared.arrays[name], array) for name, array in call.arrays.items()}
-    config = {name: pick(declared.options[name].shape, value) for name, value in call.options.items()}
+    arrays = {name: pick(name, array) for name, array in call.arrays.items()}
+    config = {name: pick(name, value) for name, value in call.options.items()}
     return arrays, config
 
 
@@ -449,7 +477,7 @@ def some_rows(call: Call) -> list[int]:
     return [int(row) for row in rng.integers(0, batch, rng.integers(1, batch + 2))]
 
 
-BATCHED = {"sizes": {"...": (1, 3)}, "config": {"axis": (-1,)}}
+BATCHED = {"sizes": {"...": (1, 3)}, "config": {"axis": (-1,), "dropout": (0.0,)}}  # what is dropped depends on the row
 
 
 @prop("batch", share=0.3, draws=BATCHED)
@@ -535,6 +563,13 @@ WRONG: dict[str, tuple[type[Exception], Any]] = {
     "choice": (ValueError, "nonsense"),
     "positive": (ValueError, -1.0),
     "lengths": (TypeError, 1.5),
+    "mask": (TypeError, [2]),
+    "number": (ValueError, math.inf),
+    "whole": (ValueError, 0),
+    "probability": (ValueError, 1.0),
+    "seed": (ValueError, -1),
+    "window": (TypeError, 3),
+    "positions": (TypeError, 1.5),
 }
 SMALL = {"regimes": ("tiny",), "sizes": {"B": (2, 3), "... size": (2, 3)}}
 
@@ -554,26 +589,27 @@ def mistakes(subject: Subject, call: Call) -> Iterator[Mistake]:
     """Go through all that can be wrong with a call's arguments, one by one."""
     arrays = subject.arrays(call)
     declared = call.declared
-    shapes = {name: declared.arrays[name].split() for name in arrays}
+    shapes = {name: call.symbols(name).split() for name in arrays}
+    broadcast = [name for name in arrays if is_broadcast(declared.arrays[name])]
     for name, array in arrays.items():
         yield Mistake(f"{name} of float16", TypeError, [name], {name: array.astype("float16")})
         if len(arrays) > 1:
             other = {"float32": "float64", "float64": "float32"}[call.dtype]
             yield Mistake(f"{name} alone of {other}", TypeError, list(arrays), {name: array.astype(other)})
         if shapes[name][0] != "...":
-            yield Mistake(f"{name} with one dimension more", ValueError, [name], {name: array[None]})
+            more = 1 + len(declared.arrays[name].split()) - array.ndim  # what is broadcast may have fewer
+            yield Mistake(f"{name} with one dimension more", ValueError, [name], {name: array[(None,) * more]})
         for axis, dimension in enumerate(shapes[name]):
             symbol = split_dimension(dimension)[1]
-            sharing = [
-                n for n, shape in shapes.items() for d in shape if d != "..." and split_dimension(d)[1] == symbol
-            ]
-            held = [key for key in call.config if declared.options[key].shape == symbol]
-            if dimension != "..." and len(sharing) + len(held) > 1:  # else no size is wrong
-                at = axis - len(shapes[name])  # from the right: `...` is any number of dimensions
-                names = [*sharing, *held]
+            sharing = [n for n in arrays if symbol and binds(call, n, symbol)]
+            held = [key for key in call.config if symbol and binds(call, key, symbol)]
+            at = axis - len(shapes[name])  # from the right: `...` is any number of dimensions
+            if dimension != "..." and len(sharing) + len(held) > 1 and array.shape[at]:  # else no size is wrong
+                bounded = [key for key, o in declared.options.items() if symbol in f"{o.shape} {o.bound}"]
+                names = [name, *sharing, *held, *bounded]
                 twice = subject.xp.concatenate([array, array], axis=at)
                 yield Mistake(f"{name} with {symbol} twice as large", ValueError, names, {name: twice})
-                if array.shape[at] > 1:
+                if array.shape[at] > 1 and name not in broadcast:
                     one = subject.xp.take(array, subject.xp.arange(1), axis=at)
                     yield Mistake(f"{name} with 1 for {symbol}, to be broadcast", ValueError, names, {name: one})
     for name in declared.required:
@@ -582,6 +618,17 @@ def mistakes(subject: Subject, call: Call) -> Iterator[Mistake]:
         if subject.claim(call.op).options.get(name) != (option.default,) and option.kind in WRONG:
             kind, wrong = WRONG[option.kind]
             yield Mistake(f"{name} of {wrong!r}", kind, [name], config={name: wrong})
+
+
+def binds(call: Call, name: str, symbol: str) -> bool:
+    """Tell whether an array, or an option that is one, allows a single size of a symbol."""
+    option = call.declared.options.get(name)
+    if option and not isinstance(call.options.get(name), np.ndarray):
+        return False
+    dimensions = call.symbols(name).split()
+    if is_broadcast(option.shape if option else call.declared.arrays[name]):
+        dimensions = [d for d, size in zip(dimensions, call.shape(name), strict=True) if size != 1]
+    return any(symbol in (split_dimension(d)[1], *re.findall("[A-Za-z]+", d)) for d in dimensions)
 
 
 @prop("refusal", share=0.1, draws=SMALL)

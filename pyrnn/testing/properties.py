@@ -157,12 +157,12 @@ def same_kind(name: str, got: Any, dtype: str, shape: Sequence[int]) -> None:
         raise AssertionError(f"{name}: expected shape {tuple(shape)}, got {got.shape}")
 
 
-def within(name: str, got: Any, want: Bounded, dtype: str, times: float = 1.0) -> None:
-    """Raise where an array is further from what is expected than its bound."""
+def within(name: str, got: Any, want: Bounded, dtype: str, *, where: Any = True) -> None:
+    """Raise where an array is further from what is expected than its bound; ``where`` says which elements count."""
     same_kind(name, got, dtype, want.shape)
-    limit = times * allowed(want, dtype)
+    limit = allowed(want, dtype)
     off = np.abs(got.astype(np.float64) - want.value)
-    wrong = ~(off <= limit)  # a NaN is wrong
+    wrong = ~(off <= limit) & where  # a NaN is wrong
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[np.argmax(np.where(wrong, off / limit, 0)[wrong])])
         where = f"{name}{list(at)}" if at else name
@@ -172,9 +172,7 @@ def within(name: str, got: Any, want: Bounded, dtype: str, times: float = 1.0) -
         )
 
 
-def all_within(
-    got: Mapping[str, Any], want: Mapping[str, Bounded], dtype: str, what: str = "", times: float = 1.0
-) -> None:
+def all_within(got: Mapping[str, Any], want: Mapping[str, Bounded], dtype: str, what: str = "") -> None:
     """Hold each array against its bound; None is expected where nothing is."""
     for name, value in got.items():
         label = f"{what}{name}"
@@ -182,7 +180,7 @@ def all_within(
             if value is not None:
                 raise AssertionError(f"{label}: expected None, as no such array was given, got an array")
         else:
-            within(label, value, want[name], dtype, times)
+            within(label, value, want[name], dtype)
 
 
 def same_bits(name: str, got: Any, want: Any, why: str) -> None:

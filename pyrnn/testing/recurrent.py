@@ -10,10 +10,12 @@ from hypothesis import assume
 
 from ..ops.declaration import Op
 from .call import Call
-from .properties import all_within, expected, expected_gradients, has_option, prop, same, within
+from .properties import all_within, expected, expected_gradients, prop, same, within
 from .subject import Subject
 
-ragged = has_option("lengths")
+
+def ragged(op: Op) -> bool:
+    return any(option.kind == "lengths" and option.bound == "T" for option in op.options.values())
 
 
 def reversible(op: Op) -> bool:
@@ -22,8 +24,7 @@ def reversible(op: Op) -> bool:
 
 def states(op: Op) -> dict[str, str]:
     """Return the states that an op carries: the array that brings each in, by the output that hands it on."""
-    arrays = {output: f"{output.removesuffix('_n')}0" for output in op.outputs if output.endswith("_n")}
-    return {output: array for output, array in arrays.items() if array in op.arrays}
+    return dict(zip(list(op.outputs)[1:], op.state or (), strict=True)) if op.state else {}
 
 
 def lengths_of(call: Call) -> np.ndarray:
@@ -105,6 +106,8 @@ def in_chunks(subject: Subject, call: Call) -> dict[str, Any]:
     rng = call.rng(7)
     T = call.sizes["T"]
     cuts = sorted({0, T, *(int(cut) for cut in rng.integers(0, T + 1, rng.integers(1, 4)))})
+    if rng.integers(2):  # as many steps at a time, fewer than a convolution's context has
+        cuts = [*range(0, T, int(rng.integers(1, 6))), T]
     arrays = subject.arrays(call)
     x, pieces, outputs = arrays["x"], [], {}
     for start, stop in pairwise(cuts):

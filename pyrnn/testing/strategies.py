@@ -21,25 +21,26 @@ from hypothesis import strategies as st
 
 from ..ops.declaration import OPS, Op
 from ..ops.options import Option
-from ..ops.shapes import split_dimension
-from .call import LAYOUTS, Call
+from ..ops.shapes import is_broadcast, split_dimension
+from .call import LAYOUTS, Call, shape_of
 
 Bounds = Mapping[str, tuple[int, int]]
 
-# Kinds of sizes. Each is cheap, and each reaches what the others don't: blocks of time, of rows, of units, of inputs.
-# The symbol "" stands for those that are not named.
+# Kinds of sizes. Each is cheap, and each reaches what the others don't: blocks of time, of rows, of units, of inputs,
+# of keys. The symbol "" stands for those that are not named.
 REGIMES: dict[str, Bounds] = {
     "tiny": {"B": (1, 3), "T": (1, 4), "": (1, 4)},
     "small": {"B": (1, 9), "T": (1, 10), "": (1, 40)},
-    "wide": {"B": (1, 3), "T": (1, 3), "I": (1, 40), "": (60, 300)},
-    "deep": {"B": (1, 3), "T": (1, 3), "I": (60, 300), "": (1, 40)},
-    "long": {"B": (1, 3), "T": (60, 130), "": (1, 6)},
+    "wide": {"B": (1, 3), "T": (1, 3), "N": (1, 3), "I": (1, 40), "": (60, 300)},
+    "deep": {"B": (1, 3), "T": (1, 3), **dict.fromkeys(("I", "D", "Dq", "Cin"), (60, 300)), "": (1, 40)},
+    "long": {"B": (1, 3), "T": (60, 130), "N": (1, 40), "M": (200, 600), "": (1, 6)},
     "tall": {"B": (30, 150), "T": (1, 3), "": (1, 20)},
-    "busy": {"B": (8, 40), "T": (4, 16), "": (20, 80)},
+    "busy": {"B": (8, 40), "T": (4, 16), "N": (1, 8), "": (20, 80)},
     "huge": {"": (1, 3)},  # but for one symbol, see HUGE
 }
-# One size far beyond the others. Units and steps are costly.
-HUGE: Bounds = {"H": (257, 520), "T": (257, 520), "": (257, 1100)}
+FEW: Bounds = {"Hq": (1, 4), "K": (1, 5)}  # heads and taps, in every kind
+# One size far beyond the others. Units, steps and taps are costly.
+HUGE: Bounds = {"H": (257, 520), "T": (257, 520), "Hq": (33, 70), "K": (9, 40), "": (257, 1100)}
 # All near zero; weights that let errors fade; as at the start of training; gates driven into saturation; past what e^x
 # can hold in either precision.
 GAINS = (1.0, 1.0, 4.0, 4.0, 60.0, 2000.0, 2.0**-12)
@@ -92,7 +93,7 @@ def sizes(draw: Any, op: str, bounds: Bounds | None = None, regimes: Sequence[st
         Of `REGIMES`, those to draw from.
     """
     name = draw(st.sampled_from(list(regimes)))
-    regime, given = dict(REGIMES[name]), bounds or {}
+    regime, given = {**REGIMES[name], **FEW}, bounds or {}
     named = symbols(OPS[op])
     if name == "huge":
         one = draw(st.sampled_from([symbol for symbol in named if symbol not in given]))
@@ -108,6 +109,26 @@ def sizes(draw: Any, op: str, bounds: Bounds | None = None, regimes: Sequence[st
             found[symbol] = tuple(shape)
         else:
             found[symbol] = draw(_size(*given.get(symbol, regime.get(symbol, regime[""]))))
+    if "Hkv" in found:
+        found["Hkv"] = draw(st.sampled_from(divisors(found["Hq"]) if found["Hq"] else [0, 1]))
+    if "Cin" in found and "Cout" not in given and draw(st.booleans()):
+        found["Cout"] = found["Cin"]  # else they have rarely a divisor to group them by
+    return found
+
+
+def divisors(*numbers: int) -> list[int]:
+    """Return the common divisors of some numbers; those of 0 are all, of which 1 will do."""
+    greatest = math.gcd(*numbers)
+    return [d for d in range(1, greatest + 1) if greatest % d == 0] or [1]
+
+
+def fitting(op: str, sizes: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Return sizes that the op takes: two of attention's are not free, be they drawn or changed later."""
+    found = dict(sizes)
+    if "Hkv" in found:
+        found["Hkv"] = math.gcd(found["Hq"], found["Hkv"])
+    if op == "multiplicative_attention" and "w" not in given:
+        found["Dk"] = found["Dq"]
     return found
 
 
@@ -119,13 +140,31 @@ def _size(low: int, high: int) -> st.SearchStrategy[int]:
 def symbols(op: Op) -> list[str]:
     """Return the symbols of an op's shapes, in the order in which they occur."""
     shapes = [*op.arrays.values(), *op.outputs.values(), *(option.shape for option in op.options.values())]
-    found = {split_dimension(d)[1] if d != "..." else d: None for shape in shapes for d in shape.split()}
-    return list(found)
+    dimensions = [dimension for shape in shapes for dimension in shape.replace("?", "").split()]
+    found = {split_dimension(d)[1] if d != "..." else d: None for d in dimensions}
+    return [symbol for symbol in found if symbol not in op.derived]
+
+
+@st.composite
+def broadcasts(draw: Any, op: str) -> dict[str, str]:
+    """Draw the symbolic shapes of what an op broadcasts, where they are not full: some 1, those on the left missing."""
+    declared, found = OPS[op], {}
+    for name, shape in {**declared.arrays, **{n: option.shape for n, option in declared.options.items()}}.items():
+        if is_broadcast(shape):
+            full = shape.replace("?", "").split()
+            kept = full[draw(st.sampled_from([0, 0, *range(len(full))])) :]
+            drawn = " ".join(dimension if draw(st.booleans()) else "1" for dimension in kept)
+            found[name] = draw(st.sampled_from([drawn, " ".join(full)]))
+    return found
 
 
 @st.composite
 def configurations(
-    draw: Any, op: str, sizes: Mapping[str, Any], fixed: Mapping[str, Sequence[Any]] | None = None
+    draw: Any,
+    op: str,
+    sizes: Mapping[str, Any],
+    fixed: Mapping[str, Sequence[Any]] | None = None,
+    shapes: Mapping[str, str] | None = None,
 ) -> Any:
     """Draw an op's options for arrays of these sizes, by name; those left out are at their default.
 
@@ -135,37 +174,63 @@ def configurations(
         The op's name, and the size of each of its symbols.
     fixed
         Options that are to take one of some values only.
+    shapes
+        The symbolic shapes of options that are broadcast, where they are not full.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    many = len(OPS[op].options) > 5  # all at a time would leave nothing of each other: a third of them is drawn
     for name, option in OPS[op].options.items():
         if fixed and name in fixed:
             value = draw(st.sampled_from(list(fixed[name])))
-        elif not option.of_backend:
+        elif not option.of_backend or (option.kind == "seed" and not found.get("dropout")):
+            continue
+        elif many and not option.domain and option.kind != "seed" and draw(st.integers(0, 2)):
             continue
         else:
-            value = draw(option_values(option, sizes))
+            value = draw(option_values(option, sizes, (shapes or {}).get(name, option.shape.replace("?", ""))))
         if value is not None and value != option.default:
             found[name] = value
     return found
 
 
-def option_values(option: Option, sizes: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """Draw a value of an option; arrays are nested lists."""
+DILATIONS = (1, 1, 2, 3, 8, 33)
+SCALES = (0.5, 1.0, -0.3, 0.0)
+DROPOUTS = (0.1, 0.5, 0.9)
+SEEDS = (0, 1, 2**32, 2**64 - 1)
+
+
+def option_values(option: Option, sizes: Mapping[str, Any], shape: str = "") -> st.SearchStrategy[Any]:
+    """Draw a value of an option, of a symbolic shape if it is an array; arrays are nested lists."""
     if option.domain:
         return st.sampled_from(option.domain)
     if option.kind == "positive":
         return st.sampled_from([option.default, option.default * 1e3])
     if option.kind == "lengths":
-        return st.none() | lengths(sizes["B"], sizes["T"])
+        return st.none() | lengths(sizes["B"], sizes[option.bound])
     if option.kind == "axis":
         ndim = len(sizes["..."]) + 1
         return st.sampled_from([-1, *range(-ndim, ndim)])
     if option.kind == "mask":
-        return st.none() | _nested(st.booleans(), sizes["..."], 1, bool)
+        return st.none() | _nested(st.booleans(), shape_of(shape, sizes), 1, bool)
     if option.kind == "indices":
         # Where no symbol bounds them, they pick one of the last axis: the classes.
         count = sizes[option.bound or "C"]
         return _nested(st.integers(0, count - 1), sizes["..."], count - 1)
+    if option.kind == "number":
+        return st.sampled_from((option.default, *SCALES))
+    if option.kind == "whole":
+        return st.sampled_from(divisors(*(sizes[s] for s in option.bound.split())) if option.bound else DILATIONS)
+    if option.kind == "probability":
+        return st.sampled_from(DROPOUTS)
+    if option.kind == "seed":
+        return st.sampled_from(SEEDS) | st.integers(0, 2**64 - 1)
+    if option.kind == "window":
+        side = st.none() | st.integers(0, 4) | st.integers(0, sizes["M"])
+        return st.tuples(side, side)
+    if option.kind == "positions":
+        near = st.integers(-sizes["N"] - 1, sizes["M"] + 1)
+        each = st.lists(near, min_size=sizes["B"], max_size=sizes["B"])
+        return near | near | each | each | st.sampled_from((-(2**31), 2**31))
     raise NotImplementedError(f"no strategy for options of kind {option.kind!r}")
 
 
@@ -210,7 +275,8 @@ def calls(
     """
     declared = OPS[op]
     drawn = draw(_sizes(op, sizes, regimes))
-    options = draw(configurations(op, drawn, config))
+    shapes = draw(broadcasts(op))
+    options = draw(configurations(op, drawn, config, shapes))
     given = [
         name
         for name in declared.arrays
@@ -218,6 +284,7 @@ def calls(
     ]
     if options.get("reset_after") is False and "b_hn" in given:
         given.remove("b_hn")  # the GRU's one rule
+    drawn = fitting(op, drawn, given)
     lying = {name: draw(st.sampled_from(list(layouts))) for name in (*declared.required, *given)}
     return Call(
         op,
@@ -229,6 +296,7 @@ def calls(
         optional=tuple(given),
         layouts={name: layout for name, layout in lying.items() if layout != "C"},
         config=options,
+        shapes={name: shape for name, shape in shapes.items() if name in given or name in options},
     )
 
 

@@ -17,6 +17,7 @@
 #undef SIGN_BIT
 #undef TANH_LIMIT
 #undef EXP_LIMIT
+#undef EXP2_LIMIT
 #define LOG2E ((REAL)1.4426950408889634074)
 #if REAL_BYTES == 4
 #define MAGIC 12582912.0f /* 1.5·2^23: adding it rounds to an integer, which then stands in the low bits */
@@ -28,6 +29,7 @@
 #define SIGN_BIT INT32_MIN
 #define TANH_LIMIT 20.0f /* of 2|x| */
 #define EXP_LIMIT 104.0f
+#define EXP2_LIMIT 150.0f
 #else
 #define MAGIC 6755399441055744.0
 #define LN2 0.6931471805599453
@@ -38,6 +40,7 @@
 #define SIGN_BIT INT64_MIN
 #define TANH_LIMIT 40.0
 #define EXP_LIMIT 746.0
+#define EXP2_LIMIT 1076.0
 #endif
 
 /* e^r - 1 for |r| <= ln2 / 2. */
@@ -61,6 +64,24 @@ static inline F(vec) F(exp_negative)(F(vec) y) {
     const F(vec) shifted = F(fma)(y, F(all)(LOG2E), F(all)(MAGIC)), whole = shifted - F(all)(MAGIC);
     const F(vec) r = F(fma)(whole, F(all)(-LN2_LOW), F(fma)(whole, F(all)(-LN2_HIGH), y));
     return F(scale)(F(expm1_small)(r) + (REAL)1, whole, shifted, MAGIC);
+}
+
+/* 2^x for x <= 0, off by 2.5 ULP at most: 2^n 2^r with n whole and |r| <= 1/2, 2^r from a minimax polynomial that is 1 at 0. */
+static inline F(vec) F(exp2_negative)(F(vec) x) {
+#if REAL_BYTES == 4
+    static const REAL c[] = {0.693146978f, 0.240222421f, 0.0555073375f, 0.00967151287f, 0.00132647239f};
+#else
+    static const REAL c[] = {
+        0.69314718055994533, 0.24022650695910131, 0.055504108664820083, 0.0096181291075941296, 0.0013333558146774662,
+        0.00015403530457096404, 1.5252733493172306e-5, 1.3215435291006846e-6, 1.0178199511636528e-7, 7.0737816619013394e-9,
+        4.4347861331806507e-10};
+#endif
+    x = F(at_least)(F(all)(-EXP2_LIMIT), x);
+    const F(vec) shifted = x + (REAL)MAGIC, whole = shifted - (REAL)MAGIC, r = x - whole;
+    const int degree = sizeof c / sizeof *c;
+    F(vec) p = F(all)(c[degree - 1]);
+    UNROLL for (int i = degree - 2; i >= 0; i--) p = F(fma)(p, r, F(all)(c[i]));
+    return F(scale)(F(fma)(p, r, F(all)((REAL)1)), whole, shifted, MAGIC);
 }
 
 typedef struct { F(vec) top, bottom; } F(ratio);

@@ -15,6 +15,12 @@ typedef struct {
     ptrdiff_t stride[3];
 } pyrnn_in;
 
+/* The same with four dimensions. */
+typedef struct {
+    const void *data;
+    ptrdiff_t stride[4];
+} pyrnn_in4;
+
 enum pyrnn_cell { PYRNN_RNN_TANH, PYRNN_RNN_RELU, PYRNN_LSTM, PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE };
 
 /* Floating-point operations of a recurrent call from which threads share it. */
@@ -60,6 +66,47 @@ typedef struct {
     void *y;            /* forward: OUT */
     void *dx, *dw, *db; /* backward: OUT, NULL where not needed */
 } pyrnn_linear;
+
+/* Attention's keys come in splits of so many, counted from key 0: `KEY_SPLIT` of pyrnn/backend.py. */
+#define PYRNN_KEY_SPLIT 256
+#define PYRNN_FAR ((int64_t)1 << 40) /* of a window: no limit */
+
+/* Attention by heads, forward or backward: q [B, Hq, N, D], k [B, Hkv, M, D], v [B, Hkv, M, Dv]. Query i of row b stands at
+   position q_start[b] + i and sees keys from left before it to right after it. Output rows are contiguous, strides are theirs. */
+typedef struct {
+    ptrdiff_t B, Hq, Hkv, N, M, D, Dv;
+    int threads;
+    double scale, dropout;
+    uint64_t seed;
+    uint32_t drop_below; /* words of the generator below this drop a weight */
+    int64_t left, right;
+    const int64_t *q_start, *lengths, *q_lengths; /* lengths, q_lengths: NULL for M, N each */
+    pyrnn_in4 q, k, v;
+    pyrnn_in4 bias, mask; /* data NULL if not given; strides 0 where they are broadcast; the mask's elements are bytes */
+    void *workspace;
+    int (*interrupted)(void); /* asked now and then, by the calling thread; nonzero ends the call */
+    void *y;             /* OUT of the forward, IN of the backward */
+    ptrdiff_t y_stride[3];
+    void *stats;         /* [B][Hq][N][2] maximum and inverse of the sum: OUT of the forward, NULL where not kept; then IN */
+    pyrnn_in4 dy;        /* backward */
+    void *dq, *dk, *dv, *dbias; /* backward: OUT, NULL where not needed; dbias contiguous */
+    ptrdiff_t dq_stride[3], dk_stride[3], dv_stride[3], bias_shape[4];
+} pyrnn_attention;
+
+/* Additive (v given) or multiplicative attention with its weights, forward or backward: query [B, N, A], keys [B, M, A] mapped;
+   values [B, M, Dv in whole vectors], zeros past Dv. All contiguous. */
+typedef struct {
+    ptrdiff_t B, N, M, A, Dv;
+    int threads;
+    double scale;
+    const int64_t *lengths; /* NULL: M each */
+    pyrnn_in4 mask;         /* of bytes, strides 1 to 3 for B, N, M; data NULL if not given */
+    const void *query, *keys, *values, *v;
+    void *workspace;
+    void *ctx, *alpha;      /* [B, N, Dv], [B, N, M]: OUT of the forward, IN of the backward */
+    const void *dctx, *dalpha; /* backward: NULL for zero */
+    void *dquery, *dkeys, *dvalues, *dv; /* backward: OUT; dvalues [B, M, Dv], dv with v */
+} pyrnn_alignment;
 
 /* loss = log Σ e^logits - logits[target] on M rows of C classes, forward or backward; contiguous. */
 typedef struct {
@@ -134,6 +181,12 @@ typedef struct {
     size_t (*linear_pack[2])(const pyrnn_linear *, void *packed); /* bytes; NULL only counts */
     void (*linear_forward[2])(const pyrnn_linear *);
     void (*linear_backward[2])(const pyrnn_linear *);
+    size_t (*attention_workspace[2])(const pyrnn_attention *, int backward);
+    int (*attention_forward[2])(const pyrnn_attention *); /* nonzero: interrupted, outputs undefined */
+    int (*attention_backward[2])(const pyrnn_attention *);
+    size_t (*alignment_workspace[2])(const pyrnn_alignment *, int backward);
+    void (*alignment_forward[2])(const pyrnn_alignment *);
+    void (*alignment_backward[2])(const pyrnn_alignment *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
     void (*cross_entropy_forward[2])(const pyrnn_cross_entropy *);

@@ -207,13 +207,10 @@ static inline F(vec) F(pick)(F(vec) a, F(ivec) index, F(vec) b) {
 }
 #endif
 
-/* Write a square of LANES x LANES elements transposed. */
-static inline void F(transpose)(const REAL *in, ptrdiff_t row, REAL *out, ptrdiff_t out_row) {
 #if defined(__AVX512F__)
-    /* Stage d swaps the off-diagonal d x d squares of each 2d x 2d square. */
-    F(vec) v[LANES];
+/* Transpose a square of LANES vectors: stage d swaps the off-diagonal d x d squares of each 2d x 2d square. */
+ALWAYS_INLINE void F(transpose_vectors)(F(vec) *v) {
     const F(ivec) lane = F(lane_numbers)();
-    UNROLL for (int i = 0; i < LANES; i++) v[i] = F(load)(in + i * row);
     UNROLL for (int d = 1; d < LANES; d *= 2) {
         const F(ivec) later = (lane & d) != 0;
         const F(ivec) even = (lane & ~later) | ((lane - d + LANES) & later), odd = ((lane + d) & ~later) | ((lane + LANES) & later);
@@ -224,6 +221,15 @@ static inline void F(transpose)(const REAL *in, ptrdiff_t row, REAL *out, ptrdif
             v[i + d] = F(pick)(a, odd, b);
         }
     }
+}
+#endif
+
+/* Write a square of LANES x LANES elements transposed. */
+static inline void F(transpose)(const REAL *in, ptrdiff_t row, REAL *out, ptrdiff_t out_row) {
+#if defined(__AVX512F__)
+    F(vec) v[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) v[i] = F(load)(in + i * row);
+    F(transpose_vectors)(v);
     UNROLL for (int i = 0; i < LANES; i++) F(store)(out + i * out_row, v[i]);
 #else
     for (int i = 0; i < LANES; i++)
