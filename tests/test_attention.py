@@ -1,7 +1,7 @@
 """attention, additive_attention, multiplicative_attention: the reference, and what the property kit leaves.
 
-The kit itself runs in `test_kit`. Here are an oracle of scalar loops, PyTorch, dropout's generator, keys beyond a split,
-empty arrays, and the errors word by word.
+The kit itself runs in `test_kit`. Here are an oracle of scalar loops, PyTorch, dropout's generator, keys beyond a
+split, empty arrays, and the errors word by word.
 """
 
 from __future__ import annotations
