@@ -688,7 +688,8 @@ def test_a_window_lets_go_of_whole_splits(left: int) -> None:
             position, start = int(state[2][0]), int(state[3][0])
             assert start % SPLIT == 0 and start <= max(0, position - left) and state[0].shape[2] == position - start
             longest, moves, base = max(longest, position - start), moves + (state[0].base is not base), state[0].base
-        assert longest < 2 * max(left, SPLIT) + SPLIT and stream._held.buffer.shape[3] <= max(16, 4 * max(left, SPLIT))
+        assert longest < 2 * max(left, SPLIT) + SPLIT
+        assert stream._step.state()[0].base.shape[3] <= max(16, 4 * max(left, SPLIT))
         assert moves <= 120 // SPLIT + 3
         np.testing.assert_array_equal(stream.state[3], state[3])
 
@@ -728,8 +729,8 @@ def test_a_stream_writes_in_place_and_hands_out_copies() -> None:
         buffer = None
         for step in range(4, 12):
             stream.step(x[:, step])
-            assert buffer is None or stream._held[0].buffer is buffer
-            buffer = stream._held[0].buffer
+            assert buffer is None or stream._step.state()[0][0].base is buffer
+            buffer = stream._step.state()[0][0].base
             state = stream.state
             assert not np.shares_memory(state[0][0], buffer) and state[0][0].shape[2] == step + 1
             state[0][0][...] = 0

@@ -25,7 +25,19 @@ class CythonBackend(RecurrentOps, AttentionOps, BasicOps, UpdateOps, Backend):
 
     name = "cython"
     claims = dict.fromkeys(
-        ("rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"),
+        (
+            "rnn",
+            "lstm",
+            "gru",
+            "attention",
+            "additive_attention",
+            "multiplicative_attention",
+            "linear",
+            "layer_norm",
+            "softmax",
+            "embedding",
+            "cross_entropy",
+        ),
         Claim(invariances=frozenset({"threads", "batch", "chunk", "weight gradients"})),
     )
 

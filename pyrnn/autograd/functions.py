@@ -6,7 +6,6 @@ may be Tensors, arrays of the same dtype, arrays of booleans, or numbers.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -456,22 +455,21 @@ def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
     return _apply("stack", xp.stack(values, axis=axis), *pulls)
 
 
-def split(a: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Cut the last axis into parts of these sizes, which share one gradient array."""
+def split(a: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``size`` elements of the last axis and the others, both with one gradient between them."""
     x = _memory(a)
-    ends = np.cumsum([0, *sizes])
-
-    def cut(array: Any) -> list[Any]:
-        return [array[..., i:j] for i, j in itertools.pairwise(ends)]
-
-    if not (is_recording() and isinstance(a, Tensor) and a.requires_grad):
-        return [Tensor(part) for part in cut(x)]
+    parts = [x[..., :size], x[..., size:]]
+    if not (is_recording() and a.requires_grad):
+        first, rest = map(Tensor, parts)
+        first.version = rest.version = a.version
+        return first, rest
 
     def pullback(grads: Sequence[Any]) -> list[Any]:
         full = namespace(x).zeros_like(x)
-        for part, grad in zip(cut(full), grads, strict=True):
+        for part, grad in zip((full[..., :size], full[..., size:]), grads, strict=True):
             if grad is not None:
                 part[...] = grad
         return [full]
 
-    return record("split", [a], cut(x), pullback, view_of=a)
+    first, rest = record("split", [a], parts, pullback, view_of=a)
+    return first, rest

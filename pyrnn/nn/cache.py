@@ -175,10 +175,6 @@ class Cache:
             _newest[number] = _Newest(alive, weakref.ref(values), self.position.copy(), self.start.copy(), self.buffer)
         return keys, values, self.position, self.start
 
-    def copies(self) -> tuple[Any, ...]:
-        """Return what is held as a state of its own memory."""
-        return tuple(array.copy() for array in (self.keys, self.values, self.position, self.start))
-
     def _make_room(self, held: int) -> None:
         """See that there is a buffer with room for so many keys, and what is held is in it."""
         if self.buffer is not None and held <= self.buffer.shape[3]:
