@@ -254,7 +254,7 @@ def rotated(x: Any, cos: Any, sin: Any) -> Any:
     ``cos`` has each cosine twice, ``sin`` each sine twice, the first time with the sign changed.
     """
     y = x * cos
-    y += x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape) * sin
+    y += x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)[..., ::-1].reshape(x.shape) * sin
     return y
 
 
