@@ -6,7 +6,6 @@ may be Tensors, arrays of the same dtype, arrays of booleans, or numbers.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -201,26 +200,6 @@ def sigmoid(a: Tensor) -> Tensor:
     return _apply("sigmoid", y, (a, lambda g: g * y * (1 - y)))
 
 
-def gated_tanh(a: Tensor) -> Tensor:
-    """Return tanh(u) · σ(v) of the two halves u, v of the last axis; σ(v) is taken as (1 + tanh(v / 2)) / 2.
-
-    References
-    ----------
-    van den Oord et al. (2016), "Conditional Image Generation with PixelCNN Decoders".
-    """
-    (x,) = _values(a)
-    xp, half = namespace(x), x.shape[-1] // 2
-    signal, gate = xp.tanh(x[..., :half]), 0.5 + 0.5 * xp.tanh(0.5 * x[..., half:])
-
-    def pull(g: Any) -> Any:
-        full = xp.empty_like(x)
-        full[..., :half] = g * gate * (1 - signal * signal)
-        full[..., half:] = g * signal * gate * (1 - gate)
-        return full
-
-    return _apply("gated_tanh", signal * gate, (a, pull))
-
-
 def relu(a: Tensor) -> Tensor:
     """Return a, or 0 where it is negative; the gradient at 0 is 0."""
     (x,) = _values(a)
@@ -269,13 +248,33 @@ def gelu_tanh(a: Tensor) -> Tensor:
     return _apply("gelu_tanh", 0.5 * x * (1 + y), (a, pull))
 
 
+def gated_tanh(a: Tensor) -> Tensor:
+    """Return tanh(u) · σ(v) of the two halves u, v of the last axis; σ(v) is taken as (1 + tanh(v / 2)) / 2.
+
+    References
+    ----------
+    van den Oord et al. (2016), "Conditional Image Generation with PixelCNN Decoders".
+    """
+    (x,) = _values(a)
+    xp, half = namespace(x), x.shape[-1] // 2
+    signal, gate = xp.tanh(x[..., :half]), 0.5 + 0.5 * xp.tanh(0.5 * x[..., half:])
+
+    def pull(g: Any) -> Any:
+        full = xp.empty_like(x)
+        full[..., :half] = g * gate * (1 - signal * signal)
+        full[..., half:] = g * signal * gate * (1 - gate)
+        return full
+
+    return _apply("gated_tanh", signal * gate, (a, pull))
+
+
 def rotated(x: Any, cos: Any, sin: Any) -> Any:
     """Return an array with each pair of neighbours (u, v) on the last axis as (u cos - v sin, v cos + u sin).
 
     ``cos`` has each cosine twice, ``sin`` each sine twice, the first time with the sign changed.
     """
     y = x * cos
-    y += x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape) * sin
+    y += x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)[..., ::-1].reshape(x.shape) * sin
     return y
 
 
@@ -476,25 +475,21 @@ def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
     return _apply("stack", xp.stack(values, axis=axis), *pulls)
 
 
-def split(a: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Cut the last axis into parts of these sizes, which share one gradient array."""
+def split(a: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``size`` elements of the last axis and the others, both with one gradient between them."""
     x = _memory(a)
-    ends = np.cumsum([0, *sizes])
-
-    def cut(array: Any) -> list[Any]:
-        return [array[..., i:j] for i, j in itertools.pairwise(ends)]
-
-    if not (is_recording() and isinstance(a, Tensor) and a.requires_grad):
-        parts = [Tensor(part) for part in cut(x)]
-        for part in parts:
-            part.version = a.version if isinstance(a, Tensor) else part.version
-        return parts
+    parts = [x[..., :size], x[..., size:]]
+    if not (is_recording() and a.requires_grad):
+        first, rest = map(Tensor, parts)
+        first.version = rest.version = a.version
+        return first, rest
 
     def pullback(grads: Sequence[Any]) -> list[Any]:
         full = namespace(x).zeros_like(x)
-        for part, grad in zip(cut(full), grads, strict=True):
+        for part, grad in zip((full[..., :size], full[..., size:]), grads, strict=True):
             if grad is not None:
                 part[...] = grad
         return [full]
 
-    return record("split", [a], cut(x), pullback, view_of=a)
+    first, rest = record("split", [a], parts, pullback, view_of=a)
+    return first, rest

@@ -111,6 +111,10 @@ class Cache:
         time = keys.shape[1]
         if counts is None and self.uniform and len(self.position):
             first, held = self.held, self.held + time
+            if not first and self.buffer is None:  # the first steps are copied when others follow, if they do
+                self._source = keys.swapaxes(1, 2), values.swapaxes(1, 2)
+                self.position, self.held = self.position + time, held
+                return
             self._make_room(held)
             self.buffer[0, :, :, first:held] = keys.swapaxes(1, 2)
             self.buffer[1, :, :, first:held] = values.swapaxes(1, 2)
@@ -143,20 +147,21 @@ class Cache:
         if not shift.any():
             return
         held = self.position - start
-        source, before = self.buffer, self.held
+        source, before = (self.keys, self.values), self.held
         self.start, self.held, self.uniform = start, _longest(held), is_uniform(held)
         if not in_place:  # states look at what is there
-            self.buffer = _room(source.shape, self.held, source.dtype, namespace(source))
-        if is_uniform(shift):
-            first = int(shift[0])
-            self.buffer[:, :, :, : self.held] = source[:, :, :, first : first + self.held]
-        else:
-            for row, (first, count) in enumerate(zip(shift.tolist(), held.tolist(), strict=True)):
-                self.buffer[:, row, :, :count] = source[:, row, :, first : first + count]
-                if in_place:
-                    self.buffer[:, row, :, count:before] = 0
-        if in_place:
-            self.buffer[:, :, :, self.held : before] = 0
+            self._new_buffer(self.held, source[0])
+        for target, array in zip(self.buffer, source, strict=True):
+            if is_uniform(shift):
+                first = int(shift[0])
+                target[:, :, : self.held] = array[:, :, first : first + self.held]
+            else:
+                for row, (first, count) in enumerate(zip(shift.tolist(), held.tolist(), strict=True)):
+                    target[row, :, :count] = array[row, :, first : first + count]
+                    if in_place:
+                        target[row, :, count:before] = 0
+            if in_place:
+                target[:, :, self.held : before] = 0
 
     def state(self) -> tuple[Any, ...]:
         """Return what is held as a state; its keys and values are views, and can't be written to."""
@@ -164,24 +169,30 @@ class Cache:
         if isinstance(keys, np.ndarray):
             # A write would be seen by other states on the buffer.
             keys.flags.writeable = values.flags.writeable = False
-        number = id(keys)
-        forget = weakref.ref(keys, lambda _: _newest.pop(number, None))
-        _newest[number] = _Newest(forget, weakref.ref(values), self.position.copy(), self.start.copy(), self.buffer)
+        if self.buffer is not None:
+            number = id(keys)
+            alive = weakref.ref(keys, lambda _: _newest.pop(number, None))
+            _newest[number] = _Newest(alive, weakref.ref(values), self.position.copy(), self.start.copy(), self.buffer)
         return keys, values, self.position, self.start
-
-    def copies(self) -> tuple[Any, ...]:
-        """Return what is held as a state of its own memory."""
-        return tuple(array.copy() for array in (self.keys, self.values, self.position, self.start))
 
     def _make_room(self, held: int) -> None:
         """See that there is a buffer with room for so many keys, and what is held is in it."""
         if self.buffer is not None and held <= self.buffer.shape[3]:
             return
-        keys, values = self.keys, self.values
-        self.buffer = _room((2, *keys.shape), held, keys.dtype, namespace(keys))
-        self.buffer[0, :, :, : self.held] = keys[:, :, : self.held]
-        self.buffer[1, :, :, : self.held] = values[:, :, : self.held]
-        self._source = ()
+        source, offset = (self.keys, self.values), self.position - self.start
+        self._new_buffer(held, source[0])
+        for target, array in zip(self.buffer, source, strict=True):
+            if self.uniform:
+                target[:, :, : self.held] = array[:, :, : self.held]
+            else:  # what another state has written past a row's end stays there
+                for row, count in enumerate(offset.tolist()):
+                    target[row, :, :count] = array[row, :, :count]
+
+    def _new_buffer(self, held: int, like: Any) -> None:
+        """Make a buffer (2, B, Hkv, room, D) with room for so many keys, and for as many again at most."""
+        batch, heads, _, features = like.shape
+        room = max(SMALLEST, 1 << (held - 1).bit_length() if held else 0)
+        self.buffer, self._source = namespace(like).zeros((2, batch, heads, room, features), like.dtype), ()
 
 
 def _is(newest: _Newest, state: tuple[Any, ...]) -> bool:
@@ -191,12 +202,6 @@ def _is(newest: _Newest, state: tuple[Any, ...]) -> bool:
         and np.array_equal(newest.position, state[2])
         and np.array_equal(newest.start, state[3])
     )
-
-
-def _room(shape: tuple[int, ...], held: int, dtype: Any, xp: Any) -> Any:
-    """Return a buffer (2, B, Hkv, room, D) with room for so many keys, and for as many again at most."""
-    room = max(SMALLEST, 1 << (held - 1).bit_length() if held else 0)
-    return xp.zeros((*shape[:3], room, shape[4]), dtype)
 
 
 def _longest(held: Any) -> int:

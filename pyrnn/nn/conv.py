@@ -15,7 +15,7 @@ from ..backend import choose
 from ..ops.conv import CAUSAL_CONV1D, causal_conv1d
 from . import init
 from ._checks import check_array, check_dtype
-from .frozen import Part, Step
+from .frozen import Kept, Part, Step, held
 from .init import Seed
 from .module import Parameter, SequenceLayer, Shapes, registered
 
@@ -249,16 +249,6 @@ class FrozenContexts(Part):
         if state is not None:
             check_contexts(state, self.contexts, batch, self.dtype)
 
-    def carrying(self) -> list[FrozenConv]:
-        """Return the convolutions that carry a context, in the order of the state."""
-        raise NotImplementedError
-
-    def hold(self, state: Any) -> Any:
-        return tuple(conv.begin(left) for conv, left in zip(self.carrying(), state, strict=True))
-
-    def state_of(self, held: Any) -> Any:
-        return tuple(leaf.copy() for step in held for leaf in step.state())
-
     def check_input(self, symbols: str, x: Any) -> None:
         if x.ndim != 3 or x.shape[2] != self.in_features or x.dtype != self.dtype:
             check_array("x", x, symbols, {symbols.rpartition(" ")[2]: self.in_features}, self.dtype)
@@ -280,37 +270,26 @@ class FrozenConv(FrozenContexts):
         y, after = self._run_op(self.packed, x, state, lengths=lengths, out=written)
         return y, after
 
-    def carrying(self) -> list[FrozenConv]:
-        return [self]
-
-    def begin(self, left: Any) -> Any:
-        """Return a step from a context, which it takes over: the backend's own where it has one, whose `state` it gives."""
+    def step(self, state: tuple[Any, ...]) -> Step:
         stepper = getattr(self.packed, "stepper", None)
-        return ContextStep(self, left) if stepper is None else stepper((left,))
+        if stepper is not None:
+            own: Step = stepper(state)
+            return own
+        shape = (len(state[0]), self.out_features)
 
-    def alone(self, batch: int) -> Step:
-        """Return a step of a convolution that carries nothing, as one of kernel size 1 does."""
-        step: Step = self.begin(*self.initial_state(batch))
+        def step(x: Any, out: Any) -> Any:
+            if out is None:
+                out = self.backend.xp.empty(shape, self.dtype)
+            self._run_op(self.packed, x[:, None], state, out=(out[:, None], state))
+            return out
+
         return step
 
-    def step(self, held: Any) -> Step:
-        own: Step = held[0]
-        return own
 
+def keeping(run: Step, convolutions: Sequence[Step], state: tuple[Any, ...]) -> Kept:
+    """Return a step made of those of convolutions, each begun at one leaf of the state, that can tell its state."""
 
-class ContextStep:
-    """A step of a packed convolution on a backend that has none of its own: a sequence of one, its context an array."""
+    def gather() -> tuple[Any, ...]:
+        return tuple(leaf for step, left in zip(convolutions, state, strict=True) for leaf in held(step, (left,)))
 
-    def __init__(self, conv: FrozenConv, left: Any) -> None:
-        self._conv, self._left = conv, left
-
-    def __call__(self, x: Any, out: Any) -> Any:
-        conv = self._conv
-        if out is None:
-            out = conv.backend.xp.empty((len(x), conv.out_features), conv.dtype)
-        conv._run_op(conv.packed, x[:, None], (self._left,), out=(out[:, None], (self._left,)))
-        return out
-
-    def state(self) -> tuple[Any]:
-        """Return the context after the last step."""
-        return (self._left,)
+    return Kept(run, gather)

@@ -38,6 +38,22 @@ def _chain(steps: list[Step]) -> Step:
     return chain
 
 
+class Kept:
+    """A step that keeps its state elsewhere than in the arrays that it began at: ``state()`` gives it."""
+
+    def __init__(self, run: Step, state: Callable[[], tuple[Any, ...]]) -> None:
+        self._run, self.state = run, state
+
+    def __call__(self, x: Any, out: Any) -> Any:
+        return self._run(x, out)
+
+
+def held(step: Step, state: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the state that a step is at: what it gives itself, or else the arrays that it began at and wrote."""
+    own = getattr(step, "state", None)
+    return state if own is None else own()
+
+
 class Part:
     """One layer, frozen. This base class is what is true of a layer without a state that acts on each step alone."""
 
@@ -61,16 +77,8 @@ class Part:
         if state not in (None, ()):
             raise ValueError(f"state: expected () of a model without a state, got a {type(state).__name__}")
 
-    def hold(self, state: Any) -> Any:
-        """Return what a stream keeps of a state, whose arrays it takes over: the state itself, unless it grows."""
-        return state
-
-    def state_of(self, held: Any) -> Any:
-        """Return the state that is held, as copies."""
-        return copy.deepcopy(held)
-
-    def step(self, held: Any) -> Step:
-        """Return a step that begins at what is held, and writes it."""
+    def step(self, state: tuple[Any, ...]) -> Step:
+        """Return a step that begins at a state, whose arrays it takes over; `held` gives the state it is at."""
         return lambda x, out: self.run(x, (), None, out)[0]
 
     def blocking(self) -> Iterator[str]:
@@ -229,14 +237,12 @@ class FrozenSequential(Part):
         states = (None,) * len(self.parts) if state is None else state
         return in_turn([(part.stateful, part.run) for part in self.parts], x, states, lengths)
 
-    def hold(self, state: Any) -> Any:
-        return tuple(part.hold(entry) for part, entry in zip(self.parts, state, strict=True))
-
-    def state_of(self, held: Any) -> Any:
-        return tuple(part.state_of(entry) for part, entry in zip(self.parts, held, strict=True))
-
-    def step(self, held: Any) -> Step:
-        return _chain([part.step(entry) for part, entry in zip(self.parts, held, strict=True)])
+    def step(self, state: tuple[Any, ...]) -> Step:
+        steps = [part.step(entry) for part, entry in zip(self.parts, state, strict=True)]
+        chain = _chain(steps)
+        if not any(hasattr(step, "state") for step in steps):
+            return chain
+        return Kept(chain, lambda: tuple(map(held, steps, state)))
 
     def blocking(self) -> Iterator[str]:
         for index, part in enumerate(self.parts):
@@ -388,14 +394,14 @@ class Stream:
     @property
     def state(self) -> Any:
         """The state after the last step, as copies."""
-        return self._part.state_of(self._held)
+        return copy.deepcopy(held(self._step, self._state))
 
     def reset(self, state: Any = None) -> None:
         """Go back to the initial state, or on from a state given, which is copied."""
         self._part.check_state(state, self.batch)
         fresh = self._part.initial_state(self.batch)
-        self._held = self._part.hold(fresh if state is None else _copied(state, fresh))
-        self._step = self._part.step(self._held)
+        self._state = fresh if state is None else _copied(state, fresh)
+        self._step = self._part.step(self._state)
 
     def _check_input(self, x_t: Any) -> None:
         _refuse_tensor("x_t", x_t)

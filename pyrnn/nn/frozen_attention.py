@@ -13,7 +13,7 @@ from ..ops import basic
 from ..ops.attention import ATTENTION
 from ._sequence import blank, without_padding
 from .cache import Cache, check_cache, initial_cache, is_uniform
-from .frozen import FrozenLinear, Part, Step
+from .frozen import FrozenLinear, Kept, Part
 from .heads import Attend, merged
 from .positions import BLOCK, check_bound, wave_block, waves
 
@@ -91,14 +91,8 @@ class FrozenAttention(Part):
         y, after = self.heads.attend(projected, state, counts, self.attention)
         return self.emit.map(merged(y)), after
 
-    def hold(self, state: Any) -> Any:
-        return Cache(state)
-
-    def state_of(self, held: Any) -> Any:
-        return held.copies()
-
-    def step(self, held: Any) -> Step:
-        heads = self.heads
+    def step(self, state: tuple[Any, ...]) -> Kept:
+        heads, held = self.heads, Cache(state)
         linear, project, emit = self.project.backend.linear_run, self.project.packed, self.emit.packed
         forward, arrays, config = self.backend.attention_forward, ATTENTION.Arrays, ATTENTION.Config
         batch, embed, features, queries = len(held.position), heads.embed_dim, heads.features, heads.num_heads
@@ -143,7 +137,7 @@ class FrozenAttention(Part):
             return linear(emit, y.reshape(batch, embed), out=None if out is None else (out, ()))[0]
 
         look_again()
-        return step
+        return Kept(step, lambda: (held.keys, held.values, held.position, held.start))
 
     def _waves(self, held: Cache) -> Callable[[], Any]:
         """Return what gives the cosines and sines that the step at hand is rotated by."""

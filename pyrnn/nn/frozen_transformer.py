@@ -13,7 +13,7 @@ from ..backend import choose
 from ..ops import basic
 from ._checks import check_array, check_positions
 from ._sequence import blank, in_turn, padding_of, without_padding
-from .frozen import FrozenSequential, Part, Step
+from .frozen import FrozenSequential, Kept, Part, Step
 from .frozen_attention import FrozenAttention, frozen_linear, plain_attention
 from .heads import merged
 
@@ -140,15 +140,12 @@ class FrozenEncoderLayer(Part):
 
         return self.layers(attend)(x), state
 
-    def hold(self, state: Any) -> Any:
-        return self.attention.hold(state)
+    def step(self, state: tuple[Any, ...]) -> Step:
+        attend = self.attention.step(state)
+        return Kept(self._written(self.layers(lambda x: attend(x, None))), attend.state)
 
-    def state_of(self, held: Any) -> Any:
-        return self.attention.state_of(held)
-
-    def step(self, held: Any) -> Step:
-        attend = self.attention.step(held)
-        run = self.layers(lambda x: attend(x, None))
+    def _written(self, run: Branch) -> Step:
+        """Return a step that writes where it is told to."""
 
         def step(x: Any, out: Any) -> Any:
             y = run(x)
@@ -210,28 +207,16 @@ class FrozenDecoderLayer(FrozenEncoderLayer):
 
         return self.layers(attend, lambda x: self.attend_to(x, kept, counts))(x), (cache, kept)
 
-    def hold(self, state: Any) -> Any:
+    def step(self, state: tuple[Any, ...]) -> Step:
         cache, kept = state
-        return self.attention.hold(cache), kept
-
-    def state_of(self, held: Any) -> Any:
-        cache, kept = held
-        return self.attention.state_of(cache), tuple(array.copy() for array in kept)
-
-    def step(self, held: Any) -> Step:
-        cache, kept = held
         attend, features = self.attention.step(cache), self.attention.heads.embed_dim
         run = self.layers(lambda x: attend(x, None), lambda x: self.attend_to(x[:, None], kept, None)[:, 0])
 
-        def step(x: Any, out: Any) -> Any:
+        def checked(x: Any) -> Any:
             check_memory(kept, len(x), features)
-            y = run(x)
-            if out is None:
-                return y
-            out[...] = y
-            return out
+            return run(x)
 
-        return step
+        return Kept(self._written(checked), lambda: (attend.state(), kept))
 
 
 class FrozenTransformer(FrozenSequential):
@@ -247,9 +232,9 @@ class FrozenTransformer(FrozenSequential):
         y, after = in_turn([(part.stateful, part.run) for part in parts], x, (*states, ())[: len(parts)], lengths)
         return y, after[: len(self.parts)]
 
-    def step(self, held: Any) -> Step:
-        inner = super().step(held)
+    def step(self, state: tuple[Any, ...]) -> Step:
+        inner: Any = super().step(state)
         if self.norm is None:
             return inner
         norm = self.norm.run
-        return lambda x, out: norm(inner(x, None), (), None, out)[0]
+        return Kept(lambda x, out: norm(inner(x, None), (), None, out)[0], inner.state)

@@ -65,10 +65,10 @@ class Heads:
 
     def projections(self, x: Any) -> list[Any]:
         """Return queries, keys and values, each (B, T, h, D), of their concatenation (B, T, ·)."""
-        sizes = (self.embed_dim, self.kv_dim, self.kv_dim)
         if isinstance(x, Tensor):
-            return [self.cut(part) for part in functions.split(x, sizes)]
-        first, second = sizes[0], sizes[0] + sizes[1]
+            q, both = functions.split(x, self.embed_dim)
+            return [self.cut(part) for part in (q, *functions.split(both, self.kv_dim))]
+        first, second = self.embed_dim, self.embed_dim + self.kv_dim
         return [self.cut(part) for part in (x[..., :first], x[..., first:second], x[..., second:])]
 
     def attend(self, x: Any, state: Any, counts: Any, attend: Attend) -> tuple[Any, Any]:

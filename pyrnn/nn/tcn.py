@@ -12,7 +12,7 @@ from .._checks import check_choice, check_count, check_flag, type_name
 from ..autograd import Tensor, functions
 from ._checks import check_array, check_dtype, check_probability
 from ._sequence import blank, padding_of
-from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv
+from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv, keeping
 from .frozen import Part, Step
 from .init import Seed
 from .layers import as_tensor
@@ -247,16 +247,16 @@ class FrozenTCN(FrozenContexts):
         out[...] = x
         return out, tuple(new)
 
-    def carrying(self) -> list[FrozenConv]:
-        return [conv for block in self.blocks for conv in block.convs]
-
-    def step(self, held: Any) -> Step:
-        xp, batch, activate = self.backend.xp, len(held[0].state()[0]), self._activation()
+    def step(self, state: tuple[Any, ...]) -> Step:
+        xp, batch, activate = self.backend.xp, len(state[0]), self._activation()
         add = xp.add
+        convs: list[Step] = []
         walk = []
-        for block, first, second in zip(self.blocks, held[::2], held[1::2], strict=True):
-            down = None if block.downsample is None else block.downsample.alone(batch)
+        for block in self.blocks:
+            first, second = (conv.step((state[len(convs) + i],)) for i, conv in enumerate(block.convs))
+            down = None if block.downsample is None else block.downsample.step(block.downsample.initial_state(batch))
             walk.append((first, second, down, *(xp.empty((batch, block.width), self.dtype) for _ in range(3))))
+            convs += [first, second]
 
         def step(x: Any, out: Any) -> Any:
             for first, second, down, hidden, y, shortcut in walk:
@@ -269,7 +269,7 @@ class FrozenTCN(FrozenContexts):
             out[...] = x
             return out
 
-        return step
+        return keeping(step, convs, state)
 
     def _activation(self) -> Step:
         """Return the activation as a function that writes where it is told to."""

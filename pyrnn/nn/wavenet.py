@@ -10,7 +10,7 @@ import numpy as np
 from .._checks import check_count, check_flag
 from ..autograd import Tensor, functions
 from ._checks import check_array, check_dtype
-from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv
+from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv, keeping
 from .frozen import Part, Step
 from .init import Seed
 from .module import Module, Shapes, registered
@@ -152,7 +152,7 @@ class WaveNet(Convolutional):
             added, left = layer(x, left, lengths)
             new += (left,)
             if number < len(self.layers) - 1:
-                residual, added = functions.split(added, (self.residual_channels, self.skip_channels))
+                residual, added = functions.split(added, self.residual_channels)
                 x = x + residual
             skips = added + skips
         for conv in self.head:
@@ -226,25 +226,27 @@ class FrozenWaveNet(FrozenContexts):
         out[...] = skips
         return out, new
 
-    def carrying(self) -> list[FrozenConv]:
-        return [self.input, *(dilated for dilated, _ in self.layers)]
-
-    def step(self, held: Any) -> Step:
-        xp, batch, dtype = self.backend.xp, len(held[0].state()[0]), self.dtype
+    def step(self, state: tuple[Any, ...]) -> Step:
+        xp, batch, dtype = self.backend.xp, len(state[0]), self.dtype
         add, multiply, tanh, maximum = xp.add, xp.multiply, xp.tanh, xp.maximum
         zero, one = xp.zeros((), dtype), xp.ones((), dtype)  # numpy takes longer over a number than over an array
+
+        def alone(conv: FrozenConv) -> Step:
+            return conv.step(conv.initial_state(batch))
 
         # The residual and the skips stand side by side, so that one addition serves both.
         flow = xp.zeros((batch, self.residual + self.skip), dtype)
         x_residual, skips = flow[:, : self.residual], flow[:, self.residual :]
-        begin, walk = held[0], []
-        for (_, res_skip), dilated in zip(self.layers, held[1:], strict=True):
+        begin = self.input.step((state[0],))
+        convs, walk = [begin], []
+        for (dilated, res_skip), left in zip(self.layers, state[1:], strict=True):
+            convs.append(dilated.step((left,)))
             z = xp.empty((batch, 2 * self.residual), dtype)
             signal, gate = z[:, : self.residual], z[:, self.residual :]
             added = xp.empty((batch, res_skip.out_features), dtype)
             total = flow if res_skip.out_features > self.skip else skips
-            walk.append((dilated, z, signal, gate, xp.empty_like(signal), res_skip.alone(batch), added, total))
-        head, last = (conv.alone(batch) for conv in self.head)
+            walk.append((convs[-1], z, signal, gate, xp.empty_like(signal), alone(res_skip), added, total))
+        head, last = map(alone, self.head)
         rectified, hidden = (xp.empty((batch, self.skip), dtype) for _ in range(2))
 
         def step(x: Any, out: Any) -> Any:
@@ -259,4 +261,4 @@ class FrozenWaveNet(FrozenContexts):
             head(maximum(skips, zero, out=rectified), hidden)
             return last(maximum(hidden, zero, out=hidden), out)
 
-        return step
+        return keeping(step, convs, state)
