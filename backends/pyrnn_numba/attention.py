@@ -183,7 +183,8 @@ def backward(
             for first, last in ranges(call, number, parts):
                 run(parts, attend_back.pull_back, memory.unit, call, scratch, out, aim, *rows, first, last, keep=keep)
         if dbias is not None:
-            run(threads, attend_back.pull_bias, memory.unit, call, scratch, out, *rows, keep=keep)
+            for b in range(call.batch):
+                run(threads, attend_back.pull_bias, memory.unit, call, scratch, out, b, *rows, keep=keep)
     grads["hidden"] = None if hidden is None else hidden.reshape(-1, call.k.features).sum(axis=0)
     grads["bias"] = None if dbias is None else dbias.astype(dtype)
     return grads
