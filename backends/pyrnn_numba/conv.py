@@ -12,7 +12,6 @@ from .panel import ROWS
 from .team import run, threads_worth
 
 BLOCK = 16 * ROWS  # rows that share the weights in a first-level cache
-AT_ONCE = 2**33  # multiply-adds of a call of the kernel, between which an interrupt is answered
 
 Array = np.ndarray
 
