@@ -140,7 +140,6 @@ static void F(plan_conv)(F(conv_plan) *plan, const pyrnn_conv *p, arena_t *arena
     const ptrdiff_t ci = p->I / p->groups, co = p->O / p->groups;
     arena_t given = {p->packed, 0};
     if (!backward) F(take_conv)(&plan->forward, p, plan->depthwise, 0, p->packed ? &given : arena);
-    ptrdiff_t shares = larger(plan->steps / CONV_HEIGHT, plan->forward.groups * plan->forward.panels);
     if (backward) {
         plan->sum = larger(smaller(CONV_TABLE / p->K, CONV_SUM), 64);
         plan->grads = (p->dx ? plan->steps : 0) + (p->dleft ? p->B * plan->span : 0);
@@ -154,13 +153,14 @@ static void F(plan_conv)(F(conv_plan) *plan, const pyrnn_conv *p, arena_t *arena
             plan->total = take(arena, (size_t)(groups * p->K * plan->dw_rows * plan->dw_padded) * sizeof(REAL));
         }
         if (p->db) plan->db = take(arena, (size_t)round_up(p->O, LANES) * sizeof(REAL));
-        shares = larger(shares, p->K * p->O);
     }
+    const F(conv_weights) *w = backward ? &plan->back : &plan->forward;
+    const ptrdiff_t units = w->groups * w->panels;
+    const ptrdiff_t shares = larger(larger(plan->steps, plan->grads) / CONV_HEIGHT, larger(units, p->dw ? p->K * plan->dw_rows : 1));
     const ptrdiff_t work = larger(plan->steps, plan->grads) * ci * p->O * p->K;
-    plan->threads = work < CONV_SHARED ? 1 : (int)smaller(p->threads, larger(shares, 1));
+    plan->threads = work < CONV_SHARED ? 1 : (int)smaller(p->threads, shares);
     plan->brief = work < CONV_BRIEF;
-    plan->by_panels = plan->steps < plan->threads * 4 * CONV_HEIGHT
-                   && plan->forward.groups * plan->forward.panels >= plan->threads;
+    plan->by_panels = larger(plan->steps, plan->grads) < plan->threads * 4 * CONV_HEIGHT && units >= plan->threads;
     const ptrdiff_t zeros = larger(p->I, p->O);
     plan->zeros = take(arena, (size_t)zeros * sizeof(REAL));
     if (arena->base) memset(plan->zeros, 0, (size_t)zeros * sizeof(REAL));
