@@ -512,7 +512,8 @@ static void F(depthwise_block)(
 static void F(conv_block_products)(
     const F(conv_plan) *plan, const F(conv_weights) *w, const F(conv_block) *block, ptrdiff_t first_unit, ptrdiff_t last_unit
 ) {
-    const ptrdiff_t K = plan->p->K, taps = larger(CONV_DEPTH / w->inputs, 1), parts = (w->inputs + CONV_DEPTH - 1) / CONV_DEPTH;
+    const ptrdiff_t K = plan->p->K, taps = larger(CONV_DEPTH / larger(w->inputs, 1), 1);
+    const ptrdiff_t parts = larger((w->inputs + CONV_DEPTH - 1) / CONV_DEPTH, 1);
     for (ptrdiff_t depth = 0; depth < (K + taps - 1) / taps * parts; depth++) {
         const ptrdiff_t first_tap = depth / parts * taps, last_tap = smaller(first_tap + taps, K);
         const ptrdiff_t input = first_row(w->inputs, parts, depth % parts);
@@ -783,12 +784,12 @@ static void F(conv_backward_work)(const member_t *me, void *context) {
         }
     }
     if (p->dx) F(conv_pads)(p, p->dx, p->T * p->I, p->I, p->I, me);
-    if (p->dy.data && (p->dw || p->db)) {
+    if (p->dy.data && p->O && (p->dw || p->db)) {
         conv_walk walk = conv_walk_over(p, 0, 1, 0, plan->steps);
         while (walk.left) {
             F(conv_pairs)(plan, &walk, &block);
             if (p->dw && plan->depthwise) F(depthwise_gradient)(plan, &block, me);
-            else if (p->dw) F(conv_weight_gradient)(plan, &block, me);
+            else if (p->dw && p->I) F(conv_weight_gradient)(plan, &block, me);
             if (p->db) F(conv_bias_gradient)(plan, &block, column, column_end);
         }
     }
