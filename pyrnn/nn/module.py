@@ -173,9 +173,10 @@ class Module:
 
     @classmethod
     def parameter_shapes(cls, config: Mapping[str, Any]) -> Shapes:
-        """Go through the names and shapes of the parameters of a layer with this `config`, those inside it apart.
+        """Go through the names and shapes of the parameters of a layer with this `config`.
 
-        The library's own layers make them so, and `pyrnn.io` holds a file against them before it builds one.
+        Those of layers that it makes inside itself are among them, by their dotted names. The library's own layers make
+        them so, and `pyrnn.io` holds a file against them before it builds one.
         """
         yield from ()
 
