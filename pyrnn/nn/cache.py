@@ -171,7 +171,7 @@ class Cache:
             keys.flags.writeable = values.flags.writeable = False
         if self.buffer is not None:
             number = id(keys)
-            alive = weakref.ref(keys, lambda _: _newest.pop(number, None))
+            alive = weakref.ref(keys, lambda _, newest=_newest: newest.pop(number, None))  # type: ignore[misc]
             _newest[number] = _Newest(alive, weakref.ref(values), self.position.copy(), self.start.copy(), self.buffer)
         return keys, values, self.position, self.start
 
