@@ -70,7 +70,7 @@ def test_the_second_process_compiles_nothing(tmp_path: Path, family: str, least:
 
         {CALLS[family].strip()}
         modules = [m for name, m in sys.modules.items() if name.startswith("pyrnn_numba")]
-        kernels = {{id(k): k for m in modules for k in vars(m).values() if hasattr(k, "stats")}}
+        kernels = {{id(k): k for m in modules for k in vars(m).values() if hasattr(k, "py_func")}}
         stats = [k.stats for k in kernels.values()]
         print(sum(len(s.cache_hits) for s in stats), sum(len(s.cache_misses) for s in stats))
     """
