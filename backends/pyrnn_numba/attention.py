@@ -186,7 +186,7 @@ def backward(
         if dbias is not None:
             for b in range(call.batch):
                 run(threads, attend_back.pull_bias, memory.unit, call, scratch, out, b, *rows, keep=keep)
-    grads["hidden"] = None if hidden is None else hidden.reshape(-1, call.k.features).sum(axis=0)
+    grads["hidden"] = None if hidden is None else hidden.sum(axis=(0, 1))
     grads["bias"] = None if dbias is None else dbias.astype(dtype)
     return grads
 
@@ -283,7 +283,7 @@ class AttentionOps:
     def additive_attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
         arrays, config, kept = saved
         of_query, of_keys = needs.query or needs.w_query, needs.keys or needs.w_key
-        grads = backward(kept, *grad_outputs, q=of_query, k=of_keys, v=needs.values)
+        grads = backward(kept, *of_seen(grad_outputs, config, arrays), q=of_query, k=of_keys, v=needs.values)
         asking, asked = any_seen(config, shape_of_scores(arrays))
         results = {
             "query": lambda: times(grads["q"], arrays.w_query.T),
@@ -302,7 +302,8 @@ class AttentionOps:
 
     def multiplicative_attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
         arrays, config, kept = saved
-        grads = backward(kept, *grad_outputs, q=needs.query or needs.w, k=needs.keys, v=needs.values)
+        of_query, given = needs.query or needs.w, of_seen(grad_outputs, config, arrays)
+        grads = backward(kept, *given, q=of_query, k=needs.keys, v=needs.values)
         results = {
             "query": lambda: grads["q"] if arrays.w is None else times(grads["q"], arrays.w),
             "keys": lambda: grads["k"],
@@ -312,6 +313,13 @@ class AttentionOps:
             ),
         }
         return type(needs)(**{name: results[name]() if need else None for name, need in needs._asdict().items()})
+
+
+def of_seen(grad_outputs: Any, config: Any, arrays: Any) -> tuple[Array | None, Array | None]:
+    """Return the gradients of the context and of the weights, 0 for weights that aren't seen."""
+    dctx, dalpha = grad_outputs
+    seen = None if dalpha is None else seen_by(config, shape_of_scores(arrays))
+    return dctx, dalpha if seen is None else np.where(seen, dalpha, 0).astype(dalpha.dtype)
 
 
 def shape_of_scores(arrays: Any) -> tuple[int, int, int]:

@@ -41,7 +41,7 @@ class Saved(NamedTuple):
 
 def is_depthwise(w: Array, groups: int) -> bool:
     """Tell whether channels are to stand side by side: one input each, and fewer outputs than a vector has lanes."""
-    return w.shape[1] == 1 and w.shape[0] // groups * w.itemsize < padded(1, w.itemsize)
+    return w.shape[1] == 1 and 0 < w.shape[0] // groups * w.itemsize < padded(1, w.itemsize)
 
 
 def channels(w: Array, groups: int) -> tuple[Channels, Channels]:
