@@ -739,6 +739,42 @@ def test_a_stream_writes_in_place_and_hands_out_copies() -> None:
             np.concatenate([x, x[:, :1]], axis=1))[0][:, -1], atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.uint64, list, tuple])
+def test_a_stream_goes_on_from_positions_of_any_integers(kind: Any) -> None:
+    def cast(state: Any) -> Any:
+        if isinstance(state, tuple):
+            return tuple(map(cast, state))
+        if state.dtype.kind != "i":
+            return state
+        return kind(state.tolist()) if kind in (list, tuple) else state.astype(kind)
+
+    x = np.random.default_rng(0).normal(size=(3, 300, 8)).astype(np.float32)
+    stack = nn.Sequential(nn.SinusoidalPositions(8), nn.Transformer(1, 8, 2, 8, positions="rotary", rng=0))
+    decoder = nn.TransformerDecoderLayer(8, 2, 8, rng=0).freeze()
+    for model, start in (
+        (stack.freeze(), stack.initial_state(3)),
+        (decoder, decoder.initial_state(3, memory=x[:, :6], memory_lengths=[6, 0, 3])),
+    ):
+        whole, _ = model.run(x, start)
+        _, state = model.run(x[:, :250], start)
+        stream = model.stream(3)
+        stream.reset(cast(state))
+        assert np.array_equal(np.stack([stream.step(x[:, step]) for step in range(250, 300)], axis=1), whole[:, 250:])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Transformer(1, 8, 2, 8), nn.TCN(8, [8]), nn.LSTM(8, 8), nn.Sequential(nn.Linear(8, 8), nn.GRU(8, 8))],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_frozen_model_takes_no_state_of_tensors(model: Any) -> None:
+    _, state = model(zeros(2, 3, 8))
+    frozen = model.freeze()
+    for call in (lambda: frozen.run(zeros(2, 3, 8), state), lambda: frozen.stream(2).reset(state)):
+        with pytest.raises(TypeError, match="state: expected arrays, since a frozen model has no tape"):
+            call()
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 
