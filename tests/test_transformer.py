@@ -505,7 +505,7 @@ def test_a_decoder_layer_carries_its_memory(backend: str, data: Any, seed: int) 
     memory = rng.normal(size=(batch, 5, 8)).astype(np.float32)
     valid = rng.integers(0, 6, batch) if data.draw(st.booleans()) else None
     with on(backend):
-        y, state = to_predicted(model, x, lengths, memory, valid)
+        y, state = model.predict(x, lengths=lengths, memory=memory, memory_lengths=valid)
         start = to_arrays(call(model.initial_state, batch, memory=memory, memory_lengths=valid))
         frozen = model.freeze()
         assert same(frozen.initial_state(batch, memory=memory, memory_lengths=valid), start)
@@ -527,11 +527,6 @@ def test_a_decoder_layer_carries_its_memory(backend: str, data: Any, seed: int) 
 def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     with no_grad():
         return function(*args, **kwargs)
-
-
-def to_predicted(model: Any, x: Any, lengths: Any, memory: Any, valid: Any) -> Any:
-    with no_grad():
-        return to_arrays(model(x, lengths=lengths, memory=memory, memory_lengths=valid))
 
 
 @pytest.mark.parametrize("backend", CHUNKED)
@@ -1081,6 +1076,10 @@ def held(k: Any = None, v: Any = None, position: Any = (3, 1), start: Any = (0, 
         (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), held()), ValueError,
          "state: expected () of a layer that is not causal, got a tuple"),
         (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), memory_lengths=[1, 1]), ValueError,
+         "memory_lengths: expected None without a memory"),
+        (lambda: nn.TransformerDecoderLayer(8, 2, 4).initial_state(2, memory_lengths=[1, 1]), ValueError,
+         "memory_lengths: expected None without a memory"),
+        (lambda: nn.TransformerDecoderLayer(8, 2, 4).freeze().initial_state(2, memory_lengths=[1, 1]), ValueError,
          "memory_lengths: expected None without a memory"),
         (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), memory=zeros(2, 4, 7)), ValueError,
          "memory: expected shape (B, M, kdim) = (2, 4, 8), got (2, 4, 7)"),
