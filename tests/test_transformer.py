@@ -770,6 +770,13 @@ def test_a_frozen_model_takes_no_state_of_tensors(model: Any) -> None:
             call()
 
 
+def test_a_window_wider_than_any_sequence_is_no_limit() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    wide, plain = (nn.MultiHeadAttention(8, 2, causal=True, window=window, rng=0) for window in ((2**63 - 1, 0), None))
+    with pyrnn.use_backend(BACKENDS[0]):
+        assert same(wide.predict(x), plain.predict(x))
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 
@@ -1103,6 +1110,8 @@ def held(k: Any = None, v: Any = None, position: Any = (3, 1), start: Any = (0, 
          "state[2] (position): expected integers, got float64; cast with .astype(int)"),
         (lambda: nn.MultiHeadAttention(8, 2, **CAUSAL)(zeros(2, 1, 8), held(start=(-1, 0))), ValueError,
          "state[3] (start): expected values from 0 on, got -1"),
+        (lambda: nn.MultiHeadAttention(8, 2, **CAUSAL)(zeros(2, 1, 8), held(position=(2**63 - 1, 1))), ValueError,
+         "state[2] (position): expected values up to 2**62, got 9223372036854775807"),
         (lambda: nn.MultiHeadAttention(8, 2, **CAUSAL)(zeros(2, 1, 8), held(start=(0,))), ValueError,
          "state[3] (start): expected shape (B,) = (2,), got (1,)"),
         (lambda: nn.MultiHeadAttention(8, 2, max_length=3, **CAUSAL)(zeros(2, 1, 8), held()), ValueError,

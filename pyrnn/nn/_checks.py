@@ -55,6 +55,8 @@ def check_positions(name: str, value: Any, batch: int) -> np.ndarray[Any, Any]:
         raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {array.shape}")
     if array.size and array.min() < 0:
         raise ValueError(f"{name}: expected values from 0 on, got {array.min()}")
+    if array.size and array.max() > 2**62:
+        raise ValueError(f"{name}: expected values up to 2**62, got {array.max()}")
     return array.astype(np.int64, copy=False)
 
 
