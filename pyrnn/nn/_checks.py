@@ -13,6 +13,8 @@ from ..ops.shapes import Sizes, describe, match_shape
 
 def check_probability(name: str, value: Any) -> float:
     """Return a number from 0 to 1."""
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a probability from 0 to 1, got {value!r}")
     number = float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: expected a probability from 0 to 1, got {value!r}")

@@ -76,7 +76,7 @@ class Part:
         return ()
 
     def check_state(self, state: Any, batch: int) -> None:
-        if state not in (None, ()):
+        if state is not None and not (isinstance(state, tuple) and not state):  # arrays have an == of their own
             raise ValueError(f"state: expected () of a model without a state, got a {type(state).__name__}")
 
     def step(self, state: tuple[Any, ...]) -> Step:
