@@ -288,6 +288,15 @@ def test_a_position_may_be_far_or_negative(backend: str) -> None:
         assert np.array_equal(weights != 0, kept(config, 1, 1, 20, 9))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("side", [2**40 + 1, 2**63 - 1, 2**70])
+def test_a_window_wider_than_any_array_is_no_limit(backend: str, side: int) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, 9, 4))
+    for causal in (False, True):
+        whole = pyrnn.attention(x, x, x, causal=causal, backend=backend)
+        assert np.array_equal(pyrnn.attention(x, x, x, causal=causal, window=(side, side), backend=backend), whole)
+
+
 # --- sizes ---------------------------------------------------------------------------------------------------
 
 

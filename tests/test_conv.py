@@ -190,6 +190,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"groups": 0}, ValueError, r"groups: expected at least 1, got 0"),
     ({"groups": 2.0}, TypeError, r"groups: expected a whole number, got 2.0"),
     ({"dilation": 0}, ValueError, r"dilation: expected at least 1, got 0"),
+    ({"dilation": 2**70}, ValueError, r"dilation: expected at most 2\*\*31, got 1180591620717411303424"),
     ({"lengths": [8, 1]}, ValueError, r"lengths: expected values from 0 to T = 7, got 1 to 8"),
     ({"x": np.zeros((2, 7, 6))}, TypeError, r"w: expected float64 like the arrays before it, got float32; cast with"),
 ]

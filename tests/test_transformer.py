@@ -505,7 +505,7 @@ def test_a_decoder_layer_carries_its_memory(backend: str, data: Any, seed: int) 
     memory = rng.normal(size=(batch, 5, 8)).astype(np.float32)
     valid = rng.integers(0, 6, batch) if data.draw(st.booleans()) else None
     with on(backend):
-        y, state = to_predicted(model, x, lengths, memory, valid)
+        y, state = model.predict(x, lengths=lengths, memory=memory, memory_lengths=valid)
         start = to_arrays(call(model.initial_state, batch, memory=memory, memory_lengths=valid))
         frozen = model.freeze()
         assert same(frozen.initial_state(batch, memory=memory, memory_lengths=valid), start)
@@ -527,11 +527,6 @@ def test_a_decoder_layer_carries_its_memory(backend: str, data: Any, seed: int) 
 def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     with no_grad():
         return function(*args, **kwargs)
-
-
-def to_predicted(model: Any, x: Any, lengths: Any, memory: Any, valid: Any) -> Any:
-    with no_grad():
-        return to_arrays(model(x, lengths=lengths, memory=memory, memory_lengths=valid))
 
 
 @pytest.mark.parametrize("backend", CHUNKED)
@@ -737,6 +732,49 @@ def test_a_stream_writes_in_place_and_hands_out_copies() -> None:
         assert same(start, kept)
         np.testing.assert_allclose(stream.step(x[:, 0]), model.predict(
             np.concatenate([x, x[:, :1]], axis=1))[0][:, -1], atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.uint64, list, tuple])
+def test_a_stream_goes_on_from_positions_of_any_integers(kind: Any) -> None:
+    def cast(state: Any) -> Any:
+        if isinstance(state, tuple):
+            return tuple(map(cast, state))
+        if state.dtype.kind != "i":
+            return state
+        return kind(state.tolist()) if kind in (list, tuple) else state.astype(kind)
+
+    x = np.random.default_rng(0).normal(size=(3, 300, 8)).astype(np.float32)
+    stack = nn.Sequential(nn.SinusoidalPositions(8), nn.Transformer(1, 8, 2, 8, positions="rotary", rng=0))
+    decoder = nn.TransformerDecoderLayer(8, 2, 8, rng=0).freeze()
+    for model, start in (
+        (stack.freeze(), stack.initial_state(3)),
+        (decoder, decoder.initial_state(3, memory=x[:, :6], memory_lengths=[6, 0, 3])),
+    ):
+        whole, _ = model.run(x, start)
+        _, state = model.run(x[:, :250], start)
+        stream = model.stream(3)
+        stream.reset(cast(state))
+        assert np.array_equal(np.stack([stream.step(x[:, step]) for step in range(250, 300)], axis=1), whole[:, 250:])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Transformer(1, 8, 2, 8), nn.TCN(8, [8]), nn.LSTM(8, 8), nn.Sequential(nn.Linear(8, 8), nn.GRU(8, 8))],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_frozen_model_takes_no_state_of_tensors(model: Any) -> None:
+    _, state = model(zeros(2, 3, 8))
+    frozen = model.freeze()
+    for call in (lambda: frozen.run(zeros(2, 3, 8), state), lambda: frozen.stream(2).reset(state)):
+        with pytest.raises(TypeError, match="state: expected arrays, since a frozen model has no tape"):
+            call()
+
+
+def test_a_window_wider_than_any_sequence_is_no_limit() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    wide, plain = (nn.MultiHeadAttention(8, 2, causal=True, window=window, rng=0) for window in ((2**63 - 1, 0), None))
+    with pyrnn.use_backend(BACKENDS[0]):
+        assert same(wide.predict(x), plain.predict(x))
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -1044,7 +1082,18 @@ def held(k: Any = None, v: Any = None, position: Any = (3, 1), start: Any = (0, 
          "x: expected float32 like the layer's parameters, got float64"),
         (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), held()), ValueError,
          "state: expected () of a layer that is not causal, got a tuple"),
+        (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), zeros(3)), ValueError,
+         "state: expected () of a layer that is not causal, got a ndarray"),
+        (lambda: nn.MultiHeadAttention(8, 2).freeze().run(zeros(2, 3, 8), zeros(3)), ValueError,
+         "state: expected () of a model without a state, got a ndarray"),
+        (lambda: nn.MultiHeadAttention(8, 2, dropout="a"), TypeError,
+         "dropout: expected a probability from 0 to 1, got 'a'"),
+        (lambda: nn.TCN(8, [8], dropout=None), TypeError, "dropout: expected a probability from 0 to 1, got None"),
         (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), memory_lengths=[1, 1]), ValueError,
+         "memory_lengths: expected None without a memory"),
+        (lambda: nn.TransformerDecoderLayer(8, 2, 4).initial_state(2, memory_lengths=[1, 1]), ValueError,
+         "memory_lengths: expected None without a memory"),
+        (lambda: nn.TransformerDecoderLayer(8, 2, 4).freeze().initial_state(2, memory_lengths=[1, 1]), ValueError,
          "memory_lengths: expected None without a memory"),
         (lambda: nn.MultiHeadAttention(8, 2)(zeros(2, 3, 8), memory=zeros(2, 4, 7)), ValueError,
          "memory: expected shape (B, M, kdim) = (2, 4, 8), got (2, 4, 7)"),
@@ -1068,6 +1117,8 @@ def held(k: Any = None, v: Any = None, position: Any = (3, 1), start: Any = (0, 
          "state[2] (position): expected integers, got float64; cast with .astype(int)"),
         (lambda: nn.MultiHeadAttention(8, 2, **CAUSAL)(zeros(2, 1, 8), held(start=(-1, 0))), ValueError,
          "state[3] (start): expected values from 0 on, got -1"),
+        (lambda: nn.MultiHeadAttention(8, 2, **CAUSAL)(zeros(2, 1, 8), held(position=(2**63 - 1, 1))), ValueError,
+         "state[2] (position): expected values up to 2**62, got 9223372036854775807"),
         (lambda: nn.MultiHeadAttention(8, 2, **CAUSAL)(zeros(2, 1, 8), held(start=(0,))), ValueError,
          "state[3] (start): expected shape (B,) = (2,), got (1,)"),
         (lambda: nn.MultiHeadAttention(8, 2, max_length=3, **CAUSAL)(zeros(2, 1, 8), held()), ValueError,

@@ -13,6 +13,8 @@ from ..ops.shapes import Sizes, describe, match_shape
 
 def check_probability(name: str, value: Any) -> float:
     """Return a number from 0 to 1."""
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a probability from 0 to 1, got {value!r}")
     number = float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: expected a probability from 0 to 1, got {value!r}")
@@ -55,6 +57,8 @@ def check_positions(name: str, value: Any, batch: int) -> np.ndarray[Any, Any]:
         raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {array.shape}")
     if array.size and array.min() < 0:
         raise ValueError(f"{name}: expected values from 0 on, got {array.min()}")
+    if array.size and array.max() > 2**62:
+        raise ValueError(f"{name}: expected values up to 2**62, got {array.max()}")
     return array.astype(np.int64, copy=False)
 
 

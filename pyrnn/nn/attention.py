@@ -320,7 +320,7 @@ class MultiHeadAttention(SequenceLayer):
     def checked_state(self, state: Any, batch: int) -> tuple[Any, ...]:
         """Return the state that a call begins at."""
         if not self.heads.causal:
-            if state is not None and state != ():
+            if state is not None and not (isinstance(state, tuple) and not state):  # arrays have an == of their own
                 raise ValueError(f"state: expected () of a layer that is not causal, got a {type(state).__name__}")
             return ()
         if state is None:

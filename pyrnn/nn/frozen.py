@@ -10,6 +10,8 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .._checks import check_count, check_lengths
 from ..autograd import Tensor
 from ..backend import choose
@@ -74,7 +76,7 @@ class Part:
         return ()
 
     def check_state(self, state: Any, batch: int) -> None:
-        if state not in (None, ()):
+        if state is not None and not (isinstance(state, tuple) and not state):  # arrays have an == of their own
             raise ValueError(f"state: expected () of a model without a state, got a {type(state).__name__}")
 
     def step(self, state: tuple[Any, ...]) -> Step:
@@ -315,6 +317,7 @@ class Frozen:
         if lengths is not None:
             lengths = check_lengths("lengths", lengths, *x.shape[:2])
         if state is not None:
+            _refuse_tensors(state)
             self._part.check_state(state, len(x))
         return self._part.run(x, state, lengths)
 
@@ -398,6 +401,7 @@ class Stream:
 
     def reset(self, state: Any = None) -> None:
         """Go back to the initial state, or on from a state given, which is copied."""
+        _refuse_tensors(state)
         self._part.check_state(state, self.batch)
         fresh = self._part.initial_state(self.batch)
         self._state = fresh if state is None else _copied(state, fresh)
@@ -429,13 +433,34 @@ def _copied(state: Any, like: Any) -> Any:
     if isinstance(like, tuple) and like:
         entries = (None,) * len(like) if state is None else state
         return tuple(_copied(entry, other) for entry, other in zip(entries, like, strict=True))
-    return like if state is None else copy.deepcopy(state)
+    return like if state is None else _own(state)
+
+
+def _own(state: Any) -> Any:
+    """Return a state's entry with its arrays copied: positions, which a caller may have as any integers, as int64."""
+    if isinstance(state, tuple) and not (state and isinstance(state[0], (int, np.integer))):
+        return tuple(map(_own, state))
+    if isinstance(state, (tuple, list)) or state.dtype.kind in "iu":
+        return np.array(state, np.int64)
+    return copy.deepcopy(state)
 
 
 def _check_sequences(x: Any) -> None:
     _refuse_tensor("x", x)
     if getattr(x, "ndim", 0) < 2:
         raise ValueError(f"x: expected an array of shape (B, T, ...), got {getattr(x, 'shape', type(x).__name__)}")
+
+
+def _refuse_tensors(state: Any) -> None:
+    """Raise TypeError for a state with a Tensor in it."""
+    if isinstance(state, tuple):
+        for entry in state:
+            _refuse_tensors(entry)
+    elif isinstance(state, Tensor):
+        raise TypeError(
+            "state: expected arrays, since a frozen model has no tape, got a Tensor; take the state of predict, "
+            "or pass the .data of each Tensor"
+        )
 
 
 def _refuse_tensor(name: str, value: Any) -> None:

@@ -174,6 +174,8 @@ class FrozenDecoderLayer(FrozenEncoderLayer):
     def initial_state(self, batch: int, memory: Any = None, memory_lengths: Any = None) -> tuple[Any, ...]:
         cache = self.attention.initial_state(batch)
         if memory is None:
+            if memory_lengths is not None:
+                raise ValueError("memory_lengths: expected None without a memory")
             return cache, ()
         heads = self.attention.heads
         check_array("memory", memory, "B M E", {"B": batch, "E": heads.embed_dim}, self.dtype)

@@ -12,6 +12,7 @@ from .. import backend as backends
 from .._checks import check_count, check_flag
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
+from ..ops.options import check_window
 from .cache import Cache, dropped, is_uniform, joined
 from .positions import alibi_slopes, check_bound, waves
 
@@ -174,11 +175,7 @@ def check_heads(
         raise ValueError(f"positions: expected None, 'rotary' or 'alibi', got {positions!r}")
     if positions == "rotary" and embed // heads % 2:
         raise ValueError(f"positions: rotary ones need an even number of features in a head, got {embed // heads}")
-    if window is not None:
-        if not isinstance(window, (tuple, list)) or len(window) != 2:
-            raise TypeError(f"window: expected a pair (left, right), got {window!r}")
-        left, right = (None if side is None else check_count("window", side, minimum=0) for side in window)
-        window = left, right
+    window = check_window("window", window)
     if check_flag("causal", causal) is False and max_length is not None:
         raise ValueError(f"max_length: expected None of a layer that is not causal, got {max_length!r}")
     if max_length is not None and window is not None and window[0] is not None:

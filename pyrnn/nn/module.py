@@ -409,7 +409,7 @@ class SequenceLayer(Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no initial_state")
 
-    def predict(self, x: Any, state: Any = None, *, lengths: Any = None) -> tuple[Any, Any]:
+    def predict(self, x: Any, state: Any = None, *, lengths: Any = None, **given: Any) -> tuple[Any, Any]:
         """Run as in eval mode and without a tape; the mode itself stays as it is.
 
         It may be called from several threads at once.
@@ -418,11 +418,13 @@ class SequenceLayer(Module):
         ----------
         x, state, lengths
             As the layer takes them.
+        **given
+            What the layer takes beside, as the ``memory`` of a `MultiHeadAttention`.
 
         Returns
         -------
         y, state
             Arrays.
         """
-        y, state = super().predict(x, state, lengths=lengths)
+        y, state = super().predict(x, state, lengths=lengths, **given)
         return y, state

@@ -275,6 +275,8 @@ class TransformerDecoderLayer(TransformerLayer):
         memory_lengths : integers (B,), optional
             The valid steps of each row of the memory.
         """
+        if memory is None and memory_lengths is not None:
+            raise ValueError("memory_lengths: expected None without a memory")
         kept = () if memory is None else self.multihead_attn.remember(memory, memory_lengths, batch)
         return self.self_attn.initial_state(batch), kept
 

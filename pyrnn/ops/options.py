@@ -90,10 +90,13 @@ def number(default: float | None) -> Option:
 
 
 def whole(default: int, *, divides: str = "") -> Option:
-    """Declare an option that is a whole number of at least 1; it ``divides`` the sizes of these symbols."""
+    """Declare an option that is a whole number from 1 to 2**31; it ``divides`` the sizes of these symbols."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> int:
-        return check_count(name, value)
+        number = check_count(name, value)
+        if number > FARTHEST:
+            raise ValueError(f"{name}: expected at most 2**31, got {number}")
+        return number
 
     return Option(default, check, "whole", bound=divides)
 
@@ -131,14 +134,20 @@ def window() -> Option:
     """Declare a window (left, right) around each position: whole numbers, None where there is no limit."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> tuple[int | None, int | None] | None:
-        if value is None:
-            return None
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise TypeError(f"{name}: expected a pair (left, right), got {value!r}")
-        left, right = (None if side is None else check_count(name, side, minimum=0) for side in value)
-        return left, right
+        return check_window(name, value)
 
     return Option(None, check, "window")
+
+
+def check_window(name: str, value: Any) -> tuple[int | None, int | None] | None:
+    """Return (left, right); a side that no array is long enough to reach the end of is no limit."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected a pair (left, right), got {value!r}")
+    sides = (None if side is None else check_count(name, side, minimum=0) for side in value)
+    left, right = (None if side is None or side > 2**40 else side for side in sides)
+    return left, right
 
 
 def positions(first: Callable[[Sizes], int]) -> Option:
