@@ -36,8 +36,8 @@ BUILT_IN = {
     "reference": "pyrnn.reference.backend:ReferenceBackend",
 }
 DEFAULT = os.environ.get("PYRNN_BACKEND") or "cython"
-# Attention's sums over keys are taken over splits of so many keys, counted from key 0, which are then merged in order: keys
-# that no query sees can be left out, in whole splits, and the others keep every bit. A backend that claims "chunk" has it so.
+# Attention's sums over keys are taken over splits of so many keys, counted from key 0, which are then merged in order.
+# Whole splits that no query sees can be left out, and the results keep every bit, where a backend claims "chunk".
 KEY_SPLIT = 256
 
 

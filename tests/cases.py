@@ -12,6 +12,12 @@ from hypothesis import strategies as st
 import pyrnn
 from pyrnn.ops.shapes import split_dimension
 
+
+def backends_with(op: str) -> list[str]:
+    """Return the backends that have an op, of those that pyrnn comes with."""
+    return [name for name in ("reference", "cython", "numba") if pyrnn.get_backend(name).has(op)]
+
+
 LAYOUTS = ("C", "time-major", "F", "every other", "backwards", "read-only")
 
 

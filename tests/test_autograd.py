@@ -80,6 +80,8 @@ UNARY: dict[str, tuple[Callable[..., Any], bool]] = {  # whether the operand is 
     "sigmoid": (F.sigmoid, False),
     "relu": (F.relu, False),
     "softplus": (F.softplus, False),
+    "gelu": (F.gelu, False),
+    "gelu_tanh": (F.gelu_tanh, False),
     "clip": (lambda a: F.clip(a, -0.2, 0.1), False),
 }
 BINARY: dict[str, tuple[Callable[..., Any], bool]] = {
@@ -94,7 +96,7 @@ BINARY: dict[str, tuple[Callable[..., Any], bool]] = {
 REDUCTIONS = {"sum": F.sum, "mean": F.mean, "max": F.max, "min": F.min}
 OTHERS = {
     "matmul", "where", "getitem", "reshape", "transpose", "swapaxes", "expand_dims", "squeeze", "broadcast_to",
-    "concatenate", "stack", "split", "gated_tanh",
+    "concatenate", "stack", "split", "gated_tanh", "rotate", "rotated",
 }  # fmt: skip
 
 
@@ -224,6 +226,19 @@ def test_split(shape: tuple[int, ...], size: int, seed: int) -> None:
     check_gradients(lambda a: F.concatenate([part * part for part in F.split(a, size)], -1), a, seed=seed)
     check_gradients(lambda a: F.split(a, size)[0], a, seed=seed)
     check_gradients(lambda a: F.split(a, size)[1], a, seed=seed)
+
+
+@given(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3), st.integers(1, 3), SEEDS)
+def test_rotate(shape: tuple[int, ...], pairs: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, angles = rng.normal(size=(*shape, 2 * pairs)), rng.normal(size=pairs)
+    waves = [part.repeat(2) * np.tile(signs, pairs) for part, signs in
+             ((np.cos(angles), (1, 1)), (np.sin(angles), (-1, 1)))]  # fmt: skip
+    expected = (a[..., 0::2] + 1j * a[..., 1::2]) * np.exp(1j * angles)
+    got = F.rotate(Tensor(a), *waves).data
+    np.testing.assert_allclose(got[..., 0::2] + 1j * got[..., 1::2], expected, rtol=1e-13, atol=1e-14)
+    assert np.array_equal(got, F.rotated(a, *waves))
+    check_gradients(lambda t: F.rotate(t, *(wave.astype(t.dtype) for wave in waves)), a, seed=seed)
 
 
 @given(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3), st.integers(1, 4), SEEDS)

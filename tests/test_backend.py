@@ -142,7 +142,10 @@ def test_a_new_thread_starts_from_the_default() -> None:
 
 
 def test_claims_are_what_we_mean_them_to_be() -> None:
-    ops = {"rnn", "lstm", "gru", "linear", "layer_norm", "softmax", "embedding", "cross_entropy"}
+    ops = {
+        "rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "causal_conv1d",
+        "linear", "layer_norm", "softmax", "embedding", "cross_entropy",
+    }  # fmt: skip
     for name in ("cython", "reference"):
         claims = pyrnn.get_backend(name).claims
         assert set(claims) == ops == set(pyrnn.ops.OPS)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import LAYOUTS, laid_out, plain
+from cases import LAYOUTS, laid_out
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 import pyrnn
+from pyrnn.testing.call import Call
+from pyrnn.testing.strategies import symbols
 
 BACKENDS = ("reference", "cython")
 seeds = st.integers(0, 2**32 - 1)
@@ -220,13 +222,11 @@ def test_cross_entropy_and_softmax_at_the_ends_of_the_range(dtype: Any) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", sorted(pyrnn.ops.OPS))
 def test_a_pullback_gives_what_is_asked_for(name: str, backend: str) -> None:
-    call = plain(name, 2, 3, 4, 5) if name in ("rnn", "lstm", "gru") else None
-    x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    arrays, config = {
-        "linear": ({"x": x, "w": x}, {}),
-        "embedding": ({"weight": x}, {"indices": [0, 1, 1]}),
-        "cross_entropy": ({"logits": x}, {"targets": [0, 2]}),
-    }.get(name, ({"x": x}, {})) if call is None else (call.arrays, call.config)  # fmt: skip
+    sizes = {"...": (2,), "N": 3, "M": 3, "K": 3, "Cin/groups": 5, "(K-1)·dilation": 2, "Cin": 5}
+    named = {symbol: sizes.get(symbol, 2) for symbol in symbols(pyrnn.ops.OPS[name])}
+    call = Call(name, named, optional=tuple(pyrnn.ops.OPS[name].arrays))
+    options = {"embedding": {"indices": [0, 1]}, "cross_entropy": {"targets": [0, 1]}}
+    arrays, config = call.arrays, options.get(name, {})
     outputs, pullback = pyrnn.vjp(getattr(pyrnn, name), **arrays, **config, backend=backend)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     nothing = pullback(outputs, [False] * len(pyrnn.ops.OPS[name].arrays))

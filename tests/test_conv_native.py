@@ -214,14 +214,29 @@ def test_pads_reach_nothing(call: Call) -> None:
 def test_gradients_of_one_output_alone(call: Call) -> None:
     outputs = call.run()
     dy, dleft_n = (call.like(output) for output in outputs)
-    for given, full in (
+    for alone, full in (
         ((dy, None), (dy, np.zeros_like(dleft_n))),
         ((None, dleft_n), (np.zeros_like(dy), dleft_n)),
     ):
-        for got, want in zip(call.gradients(*given), call.gradients(*full), strict=True):
+        for got, want in zip(call.gradients(*alone), call.gradients(*full), strict=True):
             assert (got is None) == (want is None)
             if got is not None:
                 np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 2), (2, 0, 3, 2), (2, 4, 0, 2), (2, 4, 3, 0)])
+@pytest.mark.parametrize("taps", [1, 3])
+def test_empty_arrays(shape: tuple[int, ...], taps: int) -> None:
+    batch, time, inputs, outputs = shape
+    rng = np.random.default_rng(0)
+    shapes = ((batch, time, inputs), (outputs, inputs, taps), (outputs,), (batch, (taps - 1) * 2, inputs))
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    results = []
+    for backend in ("cython", "reference"):
+        outs, pullback = pyrnn.vjp(pyrnn.causal_conv1d, *arrays, dilation=2, backend=backend)
+        results.append((*outs, *pullback([np.ones_like(out) for out in outs])))
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_what_a_packed_convolution_refuses() -> None:
@@ -232,7 +247,8 @@ def test_what_a_packed_convolution_refuses() -> None:
         pickle.dumps(packed)
     with pytest.raises(ValueError, match="x: expected 4 channels of the weights' dtype, got 5 of float64"):
         CYTHON.causal_conv1d_run(packed, np.zeros((2, 5, 5)))
-    with pytest.raises(ValueError, match=r"state: expected left of shape \(B, 3, 4\) of the weights' dtype, got \(2, 2, 4\)"):
+    wrong = r"state: expected left of shape \(B, 3, 4\) of the weights' dtype, got \(2, 2, 4\) of float64"
+    with pytest.raises(ValueError, match=wrong):
         packed.stepper((np.zeros((2, 2, 4)),))
     step = packed.stepper((np.zeros((2, 3, 4)),))
     with pytest.raises(ValueError, match=r"x_t: expected float64 of shape \(batch, features\) = \(2, 4\)"):

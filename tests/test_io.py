@@ -115,6 +115,12 @@ def test_an_embedding_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(nn.REGISTRY) - {"Sequential"}))
 def test_every_class_that_a_file_may_name_says_its_shapes(name: str) -> None:
     sizes: dict[str, Any] = {
+        "LearnedPositions": {"max_length": 3, "embedding_dim": 2},
+        "MultiHeadAttention": {"embed_dim": 8, "num_heads": 4, "num_kv_heads": 2, "kdim": 3},
+        "SinusoidalPositions": {"embedding_dim": 3},
+        "Transformer": {"num_layers": 2, "d_model": 4, "nhead": 2, "dim_feedforward": 3, "final_norm": True},
+        "TransformerDecoderLayer": {"d_model": 4, "nhead": 2, "dim_feedforward": 3},
+        "TransformerEncoderLayer": {"d_model": 4, "nhead": 2, "dim_feedforward": 3},
         "Linear": {"in_features": 2, "out_features": 3},
         "Embedding": {"num_embeddings": 2, "embedding_dim": 3},
         "LayerNorm": {"normalized_shape": 2},

@@ -761,6 +761,12 @@ EXAMPLES = [
     nn.Tanh(),
     nn.ReLU(),
     nn.Sigmoid(),
+    nn.SinusoidalPositions(4),
+    nn.LearnedPositions(5, 4, rng=0),
+    nn.MultiHeadAttention(8, 4, num_kv_heads=2, causal=True, window=(3, None), positions="rotary", dropout=0.1, rng=0),
+    nn.TransformerEncoderLayer(8, 2, 4, norm_first=True, activation="gelu", rng=0),
+    nn.TransformerDecoderLayer(8, 2, 4, positions="alibi", max_length=9, rng=0),
+    nn.Transformer(2, 8, 2, 4, final_norm=True, dtype="float64", rng=0),
 ]
 
 

@@ -1,8 +1,11 @@
-"""The numba plugin: rnn, lstm and gru compiled by Numba on the user's machine, for its own vector units.
+"""The numba plugin: the recurrent, attention and convolution families, compiled by Numba on the user's machine, for its
+own vector units.
 
 It is a backend as anybody's would be, registered by entry point and built on the public plugin API alone.
-``recurrent`` allocates and describes a call, ``walk`` takes the steps, ``cells`` has the formulas, ``panel`` the
-products, ``vector`` and ``activations`` the instructions, ``team`` the threads.
+``recurrent``, ``attention`` and ``conv`` allocate and describe a call. Compiled are ``walk``, ``forward`` and
+``backward``, which take the steps of a recurrent layer, with the formulas of ``cells``; ``attend`` and
+``attend_back``, with those of ``scores`` and ``dropout``; ``taps``; and ``matrix``. ``panel`` has the products,
+``vector`` and ``activations`` the instructions, ``memory`` and ``team`` the buffers and the threads.
 """
 
 from __future__ import annotations

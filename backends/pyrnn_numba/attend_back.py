@@ -317,21 +317,19 @@ def pull_back(unit, call, scratch, grads, aim, starts, valid, asked, item0, item
 
 
 @kernel
-def pull_bias(unit, call, scratch, grads, starts, valid, asked, part, parts, sources=SOURCES):
-    """Add up the gradient of the bias, whose elements are shared out: one is added up by one part, in order."""
+def pull_bias(unit, call, scratch, grads, b, starts, valid, asked, part, parts, sources=SOURCES):
+    """Add a row of the batch to the gradient of the bias, whose elements are shared out: each is added up in order."""
     before = denormals_off()
     mine = of_part(scratch, part)
     bias = grads.bias
     splits = (call.keys + SPLIT - 1) // SPLIT
     blocks = (call.queries * call.group + call.block - 1) // call.block
-    for b in range(call.batch):
-        for shared in range(call.shared):
-            for split in range(splits):
-                for block in range(blocks):
-                    number = b if bias.batch else 0  # the same for all that is added to the same elements
-                    number = number * call.shared + shared if bias.head else number
-                    number = number * splits + split if bias.item else number
-                    number = number * blocks + block if bias.time else number
-                    if number % parts == part:
-                        visit(unit, call, mine, grads, OF_BIAS, b, shared, split, block, 0, False, starts, valid, asked)
+    for shared in range(call.shared):
+        for split in range(splits):
+            for block in range(blocks):
+                number = shared if bias.head else 0  # the same for all that is added to the same elements
+                number = number * splits + split if bias.item else number
+                number = number * blocks + block if bias.time else number
+                if number % parts == part:
+                    visit(unit, call, mine, grads, OF_BIAS, b, shared, split, block, 0, False, starts, valid, asked)
     denormals_restore(before)

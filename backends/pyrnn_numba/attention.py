@@ -24,18 +24,20 @@ PANELS = 2  # of rows in a block
 AT_ONCE = 2**33  # multiply-adds of a call of the kernel, between which an interrupt is answered
 FAR = 2**40  # farther than any position
 NOTHING = View(0, 0, 0, 0, 0, 0, 0)
-assert SPLIT == KEY_SPLIT
+assert SPLIT == KEY_SPLIT  # a number of the plugin's own, as its kernels on disk don't know of another's change
 
 Array = np.ndarray
 
 
 class Saved(NamedTuple):
-    """What a forward keeps: the call, its arrays, and the largest score and sum of each row, by address."""
+    """What a forward keeps: the call, which has its arrays and each row's largest score and sum by address."""
 
-    arrays: Any
     call: Call
     limits: tuple[Array, Array, Array]
-    owners: Any
+    q: Array
+    k: Array
+    v: Array
+    owners: Any  # of the rest of the memory
 
 
 def view(array: Array | None, dtype: Any = None) -> View:
@@ -138,8 +140,8 @@ def forward(
         keep = (memory, kept, q, k, v, added, hidden, config, constants, y, weights, rows)
         for first, last in ranges(call, items, parts):
             run(parts, attend, memory.unit, call, scratch, *rows, first, last, keep=keep)
-    owners = (kept, q, k, v, added, hidden, config, constants, y, weights)
-    return y, weights, Saved(None, call, rows, owners)
+    owners = (kept, added, hidden, config, constants, y, weights)
+    return y, weights, Saved(call, rows, q, k, v, owners)
 
 
 def backward(
@@ -147,8 +149,7 @@ def backward(
 ) -> dict[str, Array | None]:
     """Return the gradients of q, k, v, of the hidden weights of the additive score, and of a bias if one is given."""
     call, rows = saved.call, saved.limits
-    queries, keys, values = saved.owners[1:4]
-    dtype = queries.dtype
+    dtype = saved.q.dtype
     memory = Memory(dtype)
     if call.weights:
         call = call._replace(added=view(dweights))
@@ -157,7 +158,7 @@ def backward(
     splits = -(-call.keys // SPLIT)
     grads: dict[str, Array | None] = {
         name: (np.zeros if splits * count == 0 else np.empty)(array.shape, dtype) if need else None
-        for name, array, need in (("q", queries, q), ("k", keys, k), ("v", values, v))
+        for name, array, need in (("q", saved.q, q), ("k", saved.k, k), ("v", saved.v, v))
     }
     hidden = np.zeros((call.batch, splits, call.k.features), dtype) if call.kind == ADDITIVE else None
     dbias = None if bias is None else np.zeros(bias.shape)
@@ -183,7 +184,8 @@ def backward(
             for first, last in ranges(call, number, parts):
                 run(parts, attend_back.pull_back, memory.unit, call, scratch, out, aim, *rows, first, last, keep=keep)
         if dbias is not None:
-            run(threads, attend_back.pull_bias, memory.unit, call, scratch, out, *rows, keep=keep)
+            for b in range(call.batch):
+                run(threads, attend_back.pull_bias, memory.unit, call, scratch, out, b, *rows, keep=keep)
     grads["hidden"] = None if hidden is None else hidden.reshape(-1, call.k.features).sum(axis=0)
     grads["bias"] = None if dbias is None else dbias.astype(dtype)
     return grads
@@ -262,13 +264,12 @@ class AttentionOps:
         q, k, v, bias = arrays
         scale = 1 / math.sqrt(max(1, q.shape[-1])) if config.scale is None else config.scale
         y, _, saved = forward(DOT, q, k, v, config, scale, added=bias)
-        return (y,), saved._replace(arrays=arrays) if needs else None
+        return (y,), (arrays, saved) if needs else None
 
-    def attention_backward(self, saved: Saved, grad_outputs: Any, *, needs: Any) -> Any:
-        grads = backward(
-            saved, grad_outputs.y, None, q=needs.q, k=needs.k, v=needs.v,
-            bias=saved.arrays.bias if needs.bias else None,
-        )  # fmt: skip
+    def attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
+        arrays, kept = saved
+        bias = arrays.bias if needs.bias else None
+        grads = backward(kept, grad_outputs.y, None, q=needs.q, k=needs.k, v=needs.v, bias=bias)
         return type(needs)(*(grads[name] for name in needs._fields))
 
     def additive_attention_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
@@ -283,7 +284,7 @@ class AttentionOps:
         arrays, config, kept = saved
         of_query, of_keys = needs.query or needs.w_query, needs.keys or needs.w_key
         grads = backward(kept, *grad_outputs, q=of_query, k=of_keys, v=needs.values)
-        asking, asked = any_seen(config, grad_shape(arrays))
+        asking, asked = any_seen(config, shape_of_scores(arrays))
         results = {
             "query": lambda: times(grads["q"], arrays.w_query.T),
             "keys": lambda: times(grads["k"], arrays.w_key.T),
@@ -306,11 +307,13 @@ class AttentionOps:
             "query": lambda: grads["q"] if arrays.w is None else times(grads["q"], arrays.w),
             "keys": lambda: grads["k"],
             "values": lambda: grads["v"],
-            "w": lambda: times_transposed(arrays.query, grads["q"], counts_a=any_seen(config, grad_shape(arrays))[0]),
+            "w": lambda: times_transposed(
+                arrays.query, grads["q"], counts_a=any_seen(config, shape_of_scores(arrays))[0]
+            ),
         }
         return type(needs)(**{name: results[name]() if need else None for name, need in needs._asdict().items()})
 
 
-def grad_shape(arrays: Any) -> tuple[int, int, int]:
+def shape_of_scores(arrays: Any) -> tuple[int, int, int]:
     """Return (B, N, M)."""
     return (*arrays.query.shape[:2], arrays.keys.shape[1])

@@ -19,7 +19,10 @@ class NumbaBackend(RecurrentOps, AttentionOps, ConvOps, Backend):
     """Kernels compiled by Numba, forward and backward, on several threads, in float32 and float64."""
 
     name = "numba"
-    note = "compiles at first use, about 15 s a dtype, and keeps that on disk: later processes start in under a second"
+    note = (
+        "compiles at first use, up to 15 s a family and dtype, and keeps that on disk: "
+        "later processes start in under a second"
+    )
     claims = dict.fromkeys(
         ("rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "causal_conv1d"),
         INVARIANT,

@@ -12,7 +12,6 @@ from .panel import ROWS
 from .team import run, threads_worth
 
 BLOCK = 16 * ROWS  # rows that share the weights in a first-level cache
-AT_ONCE = 2**33  # multiply-adds of a call of the kernel, between which an interrupt is answered
 
 Array = np.ndarray
 
@@ -64,13 +63,15 @@ def take(memory: Memory, array: Array, counts: Array, to: int, sequence: int, fi
         )  # fmt: skip
 
 
-def give(memory: Memory, source: int, sequence: int, firsts: Array, counts: Array, form: Channels, to: Array) -> None:
-    """Copy rows of each sequence from a buffer to an array."""
+def give(
+    memory: Memory, source: int, sequence: int, firsts: Array, counts: Array, form: Channels, added: int, to: Array
+) -> None:
+    """Copy rows of each sequence from a buffer to an array; of a channel's repeats, add up so many."""
     threads = min(len(counts), threads_worth(0, to.size)) if to.size else 0
     if threads:
         run(
             threads, taps.give_rows, memory.unit, source, sequence, firsts, counts, form.row, form.groups, form.count,
-            form.group, form.repeats, address(to), to.strides, memory.lanes, keep=(memory, to),
+            form.group, form.repeats, added, address(to), to.strides, memory.lanes, keep=(memory, to),
         )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ class ConvOps:
         take(memory, x, lengths, source, sequence, span, of_x)
         y = (np.empty if config.lengths is None else np.zeros)((batch, time, outputs), dtype)
         left_n = np.empty((batch, span, inputs), dtype)
-        give(memory, source, sequence, lengths, np.full(batch, span), of_x, left_n)
+        give(memory, source, sequence, lengths, np.full(batch, span), of_x, 1, left_n)
         if y.size:
             weights = w.reshape(groups, outputs // groups, each, count).transpose(0, 1, 3, 2)
             panels = pack(scratch, weights, of_y, depthwise=depthwise)
@@ -140,7 +141,7 @@ class ConvOps:
             keep = (memory, scratch, arrays, bias, y)
             convolve(call, memory.unit, lengths, int(lengths.sum()) * w.size, depthwise=depthwise, keep=keep)
             if not ready:
-                give(scratch, out, time * of_y.row, np.zeros(batch, np.int64), lengths, of_y, y)
+                give(scratch, out, time * of_y.row, np.zeros(batch, np.int64), lengths, of_y, 1, y)
             elif config.lengths is not None and time < ROWS < batch:
                 y[np.arange(time) >= lengths[:, None]] = 0
         return (y, left_n), Saved(arrays, config, lengths, memory, source) if needs else None
@@ -181,9 +182,9 @@ class ConvOps:
                 convolve(call, scratch.unit, lengths + (span - first), work, depthwise=depthwise, keep=keep)
                 nothing = np.zeros(batch, np.int64)
                 if dx is not None:
-                    give(scratch, out, rows * of_x.row, nothing + (span - first), lengths, of_x, dx)
+                    give(scratch, out, rows * of_x.row, nothing + (span - first), lengths, of_x, of_x.repeats, dx)
                 if dleft is not None:
-                    give(scratch, out, rows * of_x.row, nothing, nothing + span, of_x, dleft)
+                    give(scratch, out, rows * of_x.row, nothing, nothing + span, of_x, of_x.repeats, dleft)
             if needs.w or needs.b:
                 shape = (count, 1, 1, of_y.row) if depthwise else (count, groups, outputs // groups, of_x.group)
                 weights = np.zeros((*shape[:3], shape[3] // item), dtype)

@@ -189,7 +189,7 @@ def finish_stats(e, stats, stride):
 
 @by_panel
 def weigh(e, columns, s, width, count, largest, inverse):
-    """Turn scores into weights."""
+    """Turn scores into weights; what isn't seen has none, be a row's sum NaN."""
     most = [e.load(largest, i * VECTOR_BYTES) for i in range(columns)]
     factors = [e.load(inverse, i * VECTOR_BYTES) for i in range(columns)]
 
@@ -197,7 +197,7 @@ def weigh(e, columns, s, width, count, largest, inverse):
         at = _at(e, s, width, k)
         for i in range(columns):
             term = exp_of_negative(e, e.load(at, i * VECTOR_BYTES) - most[i])
-            e.store(term * factors[i], at, i * VECTOR_BYTES)
+            e.store(e.where_zero(term, 0.0, term * factors[i]), at, i * VECTOR_BYTES)
         return []
 
     e.loop(count, [], body)
@@ -213,7 +213,7 @@ def store_scores(e, s, width, target, count):
 def weigh_stored(e, scores, item, count, largest, inverse):
     """Turn up to a vector of scores that stand side by side into weights."""
     term = exp_of_negative(e, e.gather(scores, item, count) - e.load_all(largest))
-    e.store_first(term * e.load_all(inverse), scores, count)
+    e.store_first(e.where_zero(term, 0.0, term * e.load_all(inverse)), scores, count)
 
 
 # --- backward --------------------------------------------------------------------------------------------------------

@@ -293,12 +293,12 @@ def add_element(e, source, target):
 
 @kernel
 def give_rows(
-    unit, source, sequence, firsts, counts, row, groups, outputs, group, repeats, target, strides, lanes, part, parts,
+    unit, source, sequence, firsts, counts, row, groups, outputs, group, repeats, added, target, strides, lanes, part, parts,
     sources=SOURCES,
 ):  # fmt: skip
     """Copy rows of each sequence, from ``firsts`` on, to an array whose channels stand side by side.
 
-    With ``repeats`` the outputs that belong to one channel are added up.
+    With ``repeats`` the first ``added`` that belong to one channel are added up.
     """
     item = VECTOR // lanes
     for b in range(part, len(counts), parts):
@@ -311,5 +311,5 @@ def give_rows(
             else:
                 for channel in range(outputs):
                     copy_element(unit, start + channel * repeats * item, to + channel * item)
-                    for number in range(1, repeats):
+                    for number in range(1, added):
                         add_element(unit, start + (channel * repeats + number) * item, to + channel * item)

@@ -6,6 +6,7 @@ may be Tensors, arrays of the same dtype, arrays of booleans, or numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,20 @@ from .tape import is_recording
 from .tensor import Tensor, namespace, record
 
 Pull = Callable[[Any], Any]
+
+_ROOT_HALF, _DENSITY = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
+_ERFC_SERIES = (
+    -0.6513268598908547, 6.4196979235649026e-1, 1.9476473204185836e-2, -9.561514786808631e-3, -9.46595344482036e-4,
+    3.66839497852761e-4, 4.2523324806907e-5, -2.0278578112534e-5, -1.624290004647e-6, 1.303655835580e-6,
+    1.5626441722e-8, -8.5238095915e-8, 6.529054439e-9, 5.059343495e-9, -9.91364156e-10, -2.27365122e-10,
+    9.6467911e-11, 2.394038e-12, -6.886027e-12, 8.94487e-13, 3.13092e-13, -1.12708e-13, 3.81e-16, 7.106e-15,
+    -1.523e-15, -9.4e-17, 1.21e-16, -2.8e-17,
+)  # fmt: skip
+# By the size of a number: as many terms as its precision asks for, as a polynomial.
+_ERFC = {
+    4: tuple(map(float, np.polynomial.chebyshev.cheb2poly(_ERFC_SERIES[:12]))),
+    8: tuple(map(float, np.polynomial.chebyshev.cheb2poly(_ERFC_SERIES))),
+}
 
 
 def _values(*operands: Any) -> list[Any]:
@@ -185,6 +200,54 @@ def sigmoid(a: Tensor) -> Tensor:
     return _apply("sigmoid", y, (a, lambda g: g * y * (1 - y)))
 
 
+def relu(a: Tensor) -> Tensor:
+    """Return a, or 0 where it is negative; the gradient at 0 is 0."""
+    (x,) = _values(a)
+    return _apply("relu", namespace(x).maximum(x, 0), (a, lambda g: namespace(g).where(x > 0, g, x.dtype.type(0))))
+
+
+def gelu(a: Tensor) -> Tensor:
+    """Return a · Φ(a), Φ being the standard normal distribution function, within a few units in the last place of a.
+
+    References
+    ----------
+    Hendrycks, Gimpel (2016), "Gaussian Error Linear Units"; Φ is by the Chebyshev series of erfc of Press et al.
+    (2007), "Numerical Recipes", section 6.2.2.
+    """
+    (x,) = _values(a)
+    xp = namespace(x)
+    # erfc(z) = t · exp(-z² + P(2t - 1)), t = 2 / (2 + z); beyond 30 it is 0 in float64 too.
+    z = xp.minimum(xp.abs(x) * x.dtype.type(_ROOT_HALF), x.dtype.type(30))
+    t = 2 / (2 + z)
+    s = 2 * t - 1
+    series = _ERFC[x.dtype.itemsize]
+    total = xp.full_like(s, series[-1])
+    for coefficient in series[-2::-1]:
+        total *= s
+        total += coefficient
+    tail = 0.5 * t * xp.exp(total - z * z)
+    below = xp.where(x > 0, 1 - tail, tail)
+
+    def pull(g: Any) -> Any:
+        return g * (below + x * xp.exp(-z * z) * x.dtype.type(_DENSITY))
+
+    return _apply("gelu", x * below, (a, pull))
+
+
+def gelu_tanh(a: Tensor) -> Tensor:
+    """Return a · (1 + tanh(√(2/π) · (a + 0.044715 a³))) / 2, the near form of `gelu` (Hendrycks, Gimpel 2016)."""
+    (x,) = _values(a)
+    scale = x.dtype.type(math.sqrt(2 / math.pi))
+    squared = x * x
+    y = namespace(x).tanh(scale * x * (1 + 0.044715 * squared))
+
+    def pull(g: Any) -> Any:
+        slope = scale * (1 + 3 * 0.044715 * squared)
+        return g * (0.5 * (1 + y) + 0.5 * x * (1 - y * y) * slope)
+
+    return _apply("gelu_tanh", 0.5 * x * (1 + y), (a, pull))
+
+
 def gated_tanh(a: Tensor) -> Tensor:
     """Return tanh(u) · σ(v) of the two halves u, v of the last axis; σ(v) is taken as (1 + tanh(v / 2)) / 2.
 
@@ -205,10 +268,20 @@ def gated_tanh(a: Tensor) -> Tensor:
     return _apply("gated_tanh", signal * gate, (a, pull))
 
 
-def relu(a: Tensor) -> Tensor:
-    """Return a, or 0 where it is negative; the gradient at 0 is 0."""
+def rotated(x: Any, cos: Any, sin: Any) -> Any:
+    """Return an array with each pair of neighbours (u, v) on the last axis as (u cos - v sin, v cos + u sin).
+
+    ``cos`` has each cosine twice, ``sin`` each sine twice, the first time with the sign changed.
+    """
+    y = x * cos
+    y += x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2)[..., ::-1].reshape(x.shape) * sin
+    return y
+
+
+def rotate(a: Tensor, cos: Any, sin: Any) -> Tensor:
+    """Turn each pair of neighbours on the last axis by an angle; see `rotated` for the form of cosines and sines."""
     (x,) = _values(a)
-    return _apply("relu", namespace(x).maximum(x, 0), (a, lambda g: namespace(g).where(x > 0, g, x.dtype.type(0))))
+    return _apply("rotate", rotated(x, cos, sin), (a, lambda g: rotated(g, cos, -sin)))
 
 
 def softplus(a: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Weights from and to PyTorch's state_dicts, which are mappings of names to arrays; torch is not imported.
 
-The names are the same but for the biases of the recurrent layers, of which PyTorch has two, and for weight norm, which
-it writes in two ways:
+The names are the same, those of attention (``MultiheadAttention``) and of Transformer layers too, but for the biases of
+the recurrent layers, of which PyTorch has two, and for weight norm, which it writes in two ways:
 
 ==================================  ==============================================================
 PyTorch                             pyrnn
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import describe_array, refuse_misfits
-from ..nn import GRU, LSTM, RNN, CausalConv1d, Module
+from ..nn import GRU, LSTM, RNN, CausalConv1d, Module, MultiHeadAttention
 from ..nn.tcn import TemporalBlock
 from .tree import to_host
 
@@ -40,9 +40,10 @@ class Bias(NamedTuple):
 def load_torch_state_dict(model: Module, mapping: Mapping[str, Any]) -> None:
     """Load the weights of a PyTorch model of the same structure.
 
-    RNN, LSTM, GRU, Linear, Embedding, LayerNorm and CausalConv1d (of a Conv1d, with weight norm or without) fit, nested
-    as in `Sequential` or in a class of your own: the names of their parameters must be those of the modules in PyTorch.
-    A `TCN` has the names of its authors' implementation.
+    RNN, LSTM, GRU, MultiHeadAttention, TransformerEncoderLayer and TransformerDecoderLayer, Transformer (PyTorch's
+    TransformerEncoder), Linear, Embedding, LayerNorm and CausalConv1d (of a Conv1d, with weight norm or without) fit,
+    nested as in `Sequential` or in a class of your own: the names of their parameters must be those of the modules in
+    PyTorch. A `TCN` has the names of its authors' implementation.
 
     Parameters
     ----------
@@ -55,8 +56,8 @@ def load_torch_state_dict(model: Module, mapping: Mapping[str, Any]) -> None:
     ------
     ValueError
         If an array is missing, unexpected, or of another shape or dtype: the message names every one of them.
-        Or if the model has what PyTorch has not: a GRU with ``reset_after=False``, a learned initial state.
-        Nothing is loaded then.
+        Or if the model has what PyTorch has not: a GRU with ``reset_after=False``, a learned initial state, attention
+        with fewer heads of keys than of queries or with ``positions``. Nothing is loaded then.
 
     Examples
     --------
@@ -121,7 +122,8 @@ def to_torch_state_dict(model: Module) -> dict[str, NDArray[Any]]:
     Raises
     ------
     ValueError
-        If the model has what PyTorch has not: a GRU with ``reset_after=False``, a learned initial state.
+        If the model has what PyTorch has not: a GRU with ``reset_after=False``, a learned initial state, attention
+        with fewer heads of keys than of queries or with ``positions``.
     """
     problems = _obstacles(model)
     if problems:
@@ -180,6 +182,13 @@ def _obstacles(model: Module) -> list[str]:
             lines.append(f"{what}: has a learned initial state, and PyTorch's layers have none")
         if isinstance(layer, GRU) and not layer.reset_after:
             lines.append(f"{what}: has reset_after=False, and PyTorch's GRU resets after the product")
+    for name, module in model.named_modules():
+        if isinstance(module, MultiHeadAttention):
+            heads, what = module.heads, f"{name or 'model'}, a MultiHeadAttention"
+            if heads.num_kv_heads != heads.num_heads:
+                lines.append(f"{what}: has num_kv_heads={heads.num_kv_heads}, and PyTorch's has as many as num_heads")
+            if heads.positions is not None:
+                lines.append(f"{what}: has positions={heads.positions!r}, and PyTorch's has none")
     return lines
 
 
@@ -189,6 +198,8 @@ def _hint(name: str) -> str:
         return " (a projection, proj_size in PyTorch, which the layers here do not have)"
     if last in ("weight_g", "weight_v") or ".parametrizations.weight." in f".{name}":
         return " (weight norm: was the model built with weight_norm=False?)"
+    if last in ("bias_k", "bias_v"):
+        return " (add_bias_kv in PyTorch, which the layers here do not have)"
     if last.startswith("bias_"):
         return " (was the model built with bias=False, or fewer layers or directions?)"
     return ""

@@ -44,6 +44,20 @@ def check_array(name: str, value: Any, shape: str, sizes: Sizes, dtype: Any = No
     match_shape(name, shape, value.shape, sizes)
 
 
+def check_positions(name: str, value: Any, batch: int) -> np.ndarray[Any, Any]:
+    """Return how many steps each row has had as a new array (B,) of int64."""
+    if not isinstance(value, (np.ndarray, list, tuple)):
+        raise TypeError(f"{name}: expected integers (B,) = ({batch},) on the host, got {type(value).__name__}")
+    array = np.array(value)  # a copy: no state shares it
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
+    if array.shape != (batch,):
+        raise ValueError(f"{name}: expected shape (B,) = ({batch},), got {array.shape}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"{name}: expected values from 0 on, got {array.min()}")
+    return array.astype(np.int64, copy=False)
+
+
 def check_recurrent_state(
     state: Any, leaves: tuple[str, ...], batch: int, stacked: int, hidden: int, dtype: Any
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from .._checks import check_lengths, valid_steps
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
+from ._checks import check_array
 
 Call = Callable[[Any, Any, Any], tuple[Any, Any]]  # x, state, lengths -> y, state
 
@@ -42,6 +43,16 @@ def padding_of(x: Any, lengths: Any) -> np.ndarray[Any, Any]:
         raise ValueError(f"x: expected shape (B, T, ...) with lengths, got {getattr(x, 'shape', type(x).__name__)}")
     batch, time = x.shape[:2]
     return ~valid_steps(check_lengths("lengths", lengths, batch, time), time)
+
+
+def without_padding(x: Any, lengths: Any, features: int, dtype: Any) -> tuple[Any, Any, Any]:
+    """Check x (B, T, E) and lengths: return x with zeros for padding, the valid steps of each row, where padding is."""
+    check_array("x", x, "B T E", {"E": features}, dtype)
+    if lengths is None:
+        return x, None, None
+    counts = check_lengths("lengths", lengths, *x.shape[:2])
+    padding = padding_of(x, counts)
+    return blank(x, padding), counts, padding
 
 
 def blank(x: Any, padding: Any) -> Any:

@@ -117,8 +117,11 @@ class FrozenLinear(Part):
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
         check_array("x", x, "... I", {"I": self.in_features}, self.dtype)
-        y: Any = self.backend.linear_run(self.packed, x, out=None if out is None else (out, ()))[0]
-        return y, ()
+        return self.map(x, out), ()
+
+    def map(self, x: Any, out: Any = None) -> Any:
+        """Map what was checked."""
+        return self.backend.linear_run(self.packed, x, out=None if out is None else (out, ()))[0]
 
 
 class FrozenRecurrent(Part):
@@ -273,15 +276,17 @@ class Frozen:
     def streamable(self) -> bool:
         return self._part.streamable
 
-    def initial_state(self, batch: int) -> Any:
+    def initial_state(self, batch: int, **given: Any) -> Any:
         """Return the state that ``state=None`` stands for.
 
         Parameters
         ----------
         batch : int
             The number of rows.
+        **given
+            What the model's own takes beside, as the ``memory`` of a `TransformerDecoderLayer`.
         """
-        return self._part.initial_state(check_count("batch", batch, minimum=0))
+        return self._part.initial_state(check_count("batch", batch, minimum=0), **given)
 
     def run(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
         """Run over sequences.
@@ -421,10 +426,10 @@ class Stream:
 
 def _copied(state: Any, like: Any) -> Any:
     """Return a state with its arrays copied; where it has None, what another has there."""
-    if isinstance(like, tuple):
+    if isinstance(like, tuple) and like:
         entries = (None,) * len(like) if state is None else state
         return tuple(_copied(entry, other) for entry, other in zip(entries, like, strict=True))
-    return like if state is None else state.copy()
+    return like if state is None else copy.deepcopy(state)
 
 
 def _check_sequences(x: Any) -> None:

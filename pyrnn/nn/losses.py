@@ -203,7 +203,7 @@ def _valid(name: str, prediction: Any, shape: tuple[int, ...], lengths: Any, mas
     if lengths is not None:
         if len(shape) < 2:
             raise ValueError(f"{name}: expected shape (B, T, ...) with lengths, got {tuple(prediction.shape)}")
-        steps = xp.asarray(valid_steps(check_lengths("lengths", lengths, *shape[:2]), shape[1]))
+        steps = xp.asarray(valid_steps(check_lengths("lengths", lengths, shape[0], shape[1]), shape[1]))
         valid &= steps.reshape(steps.shape + (1,) * (len(shape) - 2))
     if mask is not None:
         counts = xp.asarray(mask)

@@ -23,6 +23,7 @@ _predicting: ContextVar[bool] = ContextVar("pyrnn_predicting", default=False)
 REGISTRY: dict[str, type[Module]] = {}
 """The library's own classes by name: those that a file's architecture may name, and no others."""
 
+Shapes: TypeAlias = Iterator[tuple[str, tuple[int, ...]]]
 M = TypeVar("M", bound="Module")
 Layer = TypeVar("Layer", bound="type[Module]")
 
@@ -31,6 +32,19 @@ def registered(layer: Layer) -> Layer:
     """Enter one of the library's own classes in `REGISTRY`."""
     REGISTRY[layer.__name__] = layer
     return layer
+
+
+def whole(config: Mapping[str, Any], name: str) -> int:
+    """Return a whole number of a configuration, which may come from a file."""
+    value = config[name]
+    if type(value) is not int or value < 1:
+        raise TypeError(f"{name} should be a whole number from 1 on")
+    return value
+
+
+def inside(name: str, layer: Any, **config: Any) -> Shapes:
+    """Go through the parameters of a layer inside of another, under its name there."""
+    return ((f"{name}.{parameter}", shape) for parameter, shape in layer.parameter_shapes(config))
 
 
 class Parameter(Tensor):
@@ -66,7 +80,6 @@ def _converted(array: Any, kind: type, xp: Any) -> Any:
     return xp.asarray(array.get() if hasattr(array, "get") else array)
 
 
-Shapes: TypeAlias = Iterator[tuple[str, tuple[int, ...]]]
 Member: TypeAlias = "Parameter | Module | np.random.Generator"
 
 

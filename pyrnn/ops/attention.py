@@ -1,4 +1,4 @@
-"""The attention family: scaled dot-product attention by heads, and the additive and multiplicative ones with weights."""
+"""The attention family: by heads, and the additive and multiplicative ones that give their weights as well."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def attention(
     k, v : shape (B, Hkv, M, D) and (B, Hkv, M, Dv)
         Keys and values. Hq is a multiple of Hkv: that many heads of queries share a head of keys (grouped queries).
     bias : broadcast to (B, Hq, N, M), optional
-        Added to the scores, as ALiBi's slopes or a learned relative position are. Where it is -inf a query may not attend
-        to a key.
+        Added to the scores, as ALiBi's slopes or a learned relative position are. Where it is -inf a query may not
+        attend to a key.
     causal : bool
         A query attends to no key after its own position: right is 0.
     window : (left, right), optional

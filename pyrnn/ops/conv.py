@@ -10,7 +10,8 @@ from .options import lengths, whole
 
 
 def _groups_divide(arrays: Any, config: Any) -> None:
-    inputs, outputs, taps = arrays.x.shape[2], *arrays.w.shape[::2]
+    inputs = arrays.x.shape[2]
+    outputs, _, taps = arrays.w.shape
     if inputs % config.groups or outputs % config.groups:
         raise ValueError(f"groups: expected a divisor of Cin = {inputs} and of Cout = {outputs}, got {config.groups}")
     if not taps:
@@ -44,9 +45,10 @@ def causal_conv1d(
     lengths: Any = None,
     backend: str | Backend | None = None,
 ) -> Any:
-    """Convolve over time, each output with its own and earlier inputs alone: y_t = b + Σ_k w_k x_(t - (K - 1 - k)·dilation).
+    """Convolve over time, each output with its own and earlier inputs alone.
 
-    What stands before the first step is ``left``: the end of the sequence so far, where this one goes on.
+    That is y_t = b + Σ_k w_k x_(t - (K - 1 - k)·dilation). What stands before the first step is ``left``: the end of
+    the sequence so far, where this one goes on.
 
     Parameters
     ----------

@@ -196,7 +196,7 @@ def check_range(name: str, array: Any, size: int, symbol: str) -> None:
 
 
 def mask(shape: str) -> Option:
-    """Declare a boolean array, True where an element counts; None for all. One that is broadcast gets all dimensions."""
+    """Declare a boolean array, True where an element counts; None for all. A broadcast one gets its dimensions."""
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
         if value is None:

@@ -43,13 +43,13 @@ def match_shape(name: str, shape: str, given: Sequence[int], sizes: Sizes) -> No
     """
     broadcast, leading, dimensions = _parsed(shape)
     if broadcast:
-        given_last = (1,) * (len(dimensions) - len(given)) + tuple(given)
-        matches = len(given) <= len(dimensions) and all(
-            size in (1, times * sizes[symbol]) for (times, symbol), size in zip(dimensions, given_last, strict=True)
-        )
-        dimensions = ()
-        given_last = ()
-    elif leading:
+        whole = (1,) * (len(dimensions) - len(given)) + tuple(given)
+        if len(whole) != len(dimensions) or any(
+            size not in (1, times * sizes[symbol]) for (times, symbol), size in zip(dimensions, whole, strict=True)
+        ):
+            raise ValueError(f"{name}: expected shape {describe(shape, sizes)}, got {tuple(given)}")
+        return
+    if leading:
         cut = len(given) - len(dimensions)
         matches = cut >= 0 and sizes.setdefault("...", tuple(given[:cut])) == tuple(given[:cut])
         given_last = given[max(cut, 0) :]

@@ -60,7 +60,7 @@ def softmax(scores: Array, seen: Array) -> Array:
     scores = np.where(seen, scores, np.finfo(scores.dtype).min).astype(scores.dtype)
     shifted = np.where(seen, scores - scores.max(axis=-1, keepdims=True), 0).astype(scores.dtype)
     terms = np.where(seen, np.exp(shifted), 0).astype(scores.dtype)
-    total = np.where(seen.any(axis=-1)[..., None], terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
+    total = np.where(seen.any(axis=-1, keepdims=True), terms.sum(axis=-1, keepdims=True), 1).astype(scores.dtype)
     return np.where(seen, terms / total, 0).astype(scores.dtype)  # 0 where it is not seen, be the total NaN
 
 
@@ -102,7 +102,7 @@ def dropped(weights: Array, config: Any) -> Array:
     """Return what dropout makes of weights (B, Hq, N, M), or of their gradient."""
     if not config.dropout:
         return weights
-    return weights * np.where(kept(config, *weights.shape), 1 / (1 - config.dropout), 0).astype(weights.dtype)
+    return weights * kept(config, *weights.shape) * (1 / (1 - config.dropout))  # a NaN is not dropped
 
 
 # --- the ops ---------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class AttentionOps:
 
     def attention_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
         (q, k, v, bias), config, seen, scale, shared, weights, y = saved
-        dy = np.where(seen.any(axis=-1)[..., None], grad_outputs.y, 0).astype(q.dtype)
+        dy = np.where(seen.any(axis=-1, keepdims=True), grad_outputs.y, 0).astype(q.dtype)
         dweights = dropped(dy @ v[:, shared].swapaxes(2, 3), config)
         dscores = softmax_back(weights, dweights, (dy * y).sum(axis=-1, keepdims=True), seen)
         scaled, seen_across = dscores * scale, seen.swapaxes(2, 3)
@@ -205,7 +205,7 @@ def weigh_back(grad_outputs: Any, outputs: Any, values: Array, seen: Array) -> t
     """Return the gradients of the scores and of the values."""
     ctx, alpha = outputs
     dctx, dalpha = grad_outputs
-    dctx = np.zeros_like(ctx) if dctx is None else np.where(seen.any(axis=-1)[..., None], dctx, 0).astype(ctx.dtype)
+    dctx = np.zeros_like(ctx) if dctx is None else np.where(seen.any(axis=-1, keepdims=True), dctx, 0).astype(ctx.dtype)
     along = (dctx * ctx).sum(axis=-1, keepdims=True)
     total = dctx @ values.swapaxes(1, 2)
     if dalpha is not None:
@@ -219,7 +219,7 @@ def _rows(array: Array) -> Array:
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
+def sum_to(array: Any, shape: tuple[int, ...]) -> Any:
     """Add up along the dimensions that were broadcast from a shape."""
     whole = (1,) * (array.ndim - len(shape)) + shape
     over = tuple(axis for axis, size in enumerate(whole) if size == 1 and array.shape[axis] != 1)

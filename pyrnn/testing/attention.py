@@ -71,15 +71,15 @@ def has_part(call: Call, name: str, pairs: np.ndarray) -> np.ndarray | None:
     if is_broadcast(declared.arrays.get(name, "")):
         shape = (1,) * (len(axes) - len(call.shape(name))) + call.shape(name)
         over = tuple(axis for axis, size in enumerate(shape) if size == 1)
-        return np.asarray(pairs.any(axis=over, keepdims=True).reshape(call.shape(name)))
+        return np.asarray(pairs.any(axis=over, keepdims=True)).reshape(call.shape(name))
     symbols = call.symbols(name).split()
     if symbols[0] != "B":
         return None
     if "Hkv" in symbols:
         axes[1] = "Hkv"
         group = sizes["Hq"] // max(1, sizes["Hkv"])
-        pairs = pairs.reshape(len(pairs), sizes["Hkv"], group, *pairs.shape[2:]).any(axis=2)
-    found = pairs.any(axis=tuple(axis for axis, symbol in enumerate(axes) if symbol not in symbols))
+        pairs = np.asarray(pairs.reshape(len(pairs), sizes["Hkv"], group, *pairs.shape[2:]).any(axis=2))
+    found = np.asarray(pairs.any(axis=tuple(axis for axis, symbol in enumerate(axes) if symbol not in symbols)))
     return found if set(symbols) <= set(axes) else found[..., None]
 
 
@@ -97,11 +97,12 @@ def unseen(subject: Subject, call: Call) -> None:
     fill = call.rng(11).choice([np.nan, np.inf, -np.inf])
 
     def spoilt(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        parts = {name: has_part(call, name, pairs) for name in arrays}
-        return {
-            name: array if parts[name] is None else np.where(parts[name], array, fill).astype(call.dtype)
-            for name, array in arrays.items()
-        }
+        found = dict(arrays)
+        for name, array in arrays.items():
+            part = has_part(call, name, pairs)
+            if part is not None:
+                found[name] = np.where(part, array, fill).astype(call.dtype)
+        return found
 
     arrays = {name: subject.on_device(array) for name, array in spoilt(call.arrays).items()}
     inferred = subject.forward(call, arrays)
@@ -118,7 +119,7 @@ def unseen(subject: Subject, call: Call) -> None:
             raise AssertionError(f"{label}: expected zeros where nothing is seen")
 
 
-@prop("leak", applies=attends, backward=True, draws=SEEN)
+@prop("leak", applies=attends, backward=True, share=0.5, draws=SEEN)
 def leak(subject: Subject, call: Call) -> None:
     """A NaN in a key or its value reaches the queries that see it, and the gradients of those and of what they see."""
     pairs = seen_in(call)
@@ -129,14 +130,15 @@ def leak(subject: Subject, call: Call) -> None:
     spoilt = {**call.arrays, name: call.arrays[name].copy()}
     spoilt[name][row, ..., key, :] = np.nan
     what = f"with NaN in row {row}, key {key} of {name}, "
-    as_reference(subject, call, spoilt, what)
+    want = expected(call)
+    as_reference(subject, call, want, spoilt, what)
     hit = np.zeros_like(pairs)
     hit[row] = pairs[row, ..., key, None] & pairs[row]  # all that the queries see that see the key
     cotangents = call.cotangents()
     with np.errstate(invalid="ignore"):
         _, pullback = subject.vjp(call, {n: subject.on_device(array) for n, array in spoilt.items()})
         grads = pullback(cotangents)
-    for n, bound in expected_gradients(call, expected(call), cotangents).items():
+    for n, bound in expected_gradients(call, want, cotangents).items():
         part = has_part(call, n, hit)
         if part is not None:
             within(f"{what}gradient of {n}", grads[n], bound, call.dtype, where=~part)
@@ -150,7 +152,7 @@ def weights(subject: Subject, call: Call) -> None:
     ones = {**call.arrays, values: np.ones_like(call.arrays[values])}
     outputs = subject.forward(call, {name: subject.on_device(array) for name, array in ones.items()})
     rounding = 2 * (call.sizes["M"] + 16) * UNIT[call.dtype]  # of a sum of weights, divided by a sum of weights
-    total = pairs.any(axis=-1)[..., None].astype(np.float64)
+    total = np.asarray(pairs.any(axis=-1, keepdims=True), np.float64)
     first, *rest = outputs
     sums = {first: outputs[first].astype(np.float64)}
     for name in rest:  # the weights themselves
@@ -323,7 +325,8 @@ def dropout(subject: Subject, call: Call) -> None:
         arrays = {name: array.astype(call.dtype) for name, array in arrays.items()}
         want = expected(plain, arrays)
         outputs, pullback = subject.vjp(plain, {name: subject.on_device(array) for name, array in arrays.items()})
-        got, bound = outputs["y"], want.outputs["y"]
+        got: Any = outputs["y"]
+        bound = want.outputs["y"]
         if label != "y":
             cotangents = {"y": np.broadcast_to(np.eye(N), plain.shape("y")).astype(call.dtype)}
             got, bound = pullback(cotangents)["v"], expected_gradients(plain, want, cotangents)["v"]

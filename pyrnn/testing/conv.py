@@ -25,7 +25,7 @@ def causality(subject: Subject, call: Call) -> None:
     spoilt = {**call.arrays, "x": call.arrays["x"].copy()}
     spoilt["x"][row, step, channel] = np.nan
     what = f"with NaN in x[{row}, {step}, {channel}], "
-    lost = np.isnan(as_reference(subject, call, spoilt, what)["y"])
+    lost = np.isnan(as_reference(subject, call, expected(call), spoilt, what)["y"])
     K, dilation = call.sizes["K"], call.options.get("dilation", 1)
     reached = [step + tap * dilation for tap in range(K)]
     elsewhere = [t for t in range(call.sizes["T"]) if t not in reached]

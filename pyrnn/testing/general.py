@@ -19,6 +19,7 @@ from ..threads import num_threads
 from .bounds import allowed
 from .call import LAYOUTS, Call
 from .properties import (
+    Expected,
     all_within,
     arguments,
     expected,
@@ -252,11 +253,13 @@ def nan(subject: Subject, call: Call) -> None:
         return
     row = int(call.rng(4).integers(len(spoilt[name])))
     spoilt[name][row] = np.nan
-    as_reference(subject, call, spoilt, f"with NaN in row {row} of {name}, ")
+    as_reference(subject, call, expected(call), spoilt, f"with NaN in row {row} of {name}, ")
 
 
-def as_reference(subject: Subject, call: Call, spoilt: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
-    """Hold a forward with NaN in its arrays against the reference's: NaN in the same places, the rest as without them.
+def as_reference(
+    subject: Subject, call: Call, clean: Expected, spoilt: Mapping[str, np.ndarray], what: str
+) -> dict[str, np.ndarray]:
+    """Hold a forward with NaN in its arrays against the reference's: NaN in the same places, the rest as when clean.
 
     Return the reference's outputs.
     """
@@ -264,7 +267,6 @@ def as_reference(subject: Subject, call: Call, spoilt: Mapping[str, np.ndarray],
     with np.errstate(invalid="ignore"):
         outputs, _ = getattr(ReferenceBackend(), f"{call.op}_forward")(checked, options)
         got = subject.forward(call, {key: subject.on_device(array) for key, array in spoilt.items()})
-    clean = expected(call).outputs
     named = dict(zip(call.declared.outputs, outputs, strict=True))
     for key, reference in named.items():
         lost = np.isnan(reference)
@@ -273,7 +275,7 @@ def as_reference(subject: Subject, call: Call, spoilt: Mapping[str, np.ndarray],
             at = [int(i) for i in np.argwhere(np.isnan(got[key]) != lost)[0]]
             which = "is NaN but should not be" if lost.size and not lost[tuple(at)] else "should be NaN but is not"
             raise AssertionError(f"{what}{key}{at} {which}")
-        within(f"{what}{key}", got[key], clean[key], call.dtype, where=~lost)
+        within(f"{what}{key}", got[key], clean.outputs[key], call.dtype, where=~lost)
     return named
 
 

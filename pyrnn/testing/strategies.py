@@ -182,9 +182,11 @@ def configurations(
     for name, option in OPS[op].options.items():
         if fixed and name in fixed:
             value = draw(st.sampled_from(list(fixed[name])))
-        elif not option.of_backend or (option.kind == "seed" and not found.get("dropout")):
-            continue
-        elif many and not option.domain and option.kind != "seed" and draw(st.integers(0, 2)):
+        elif (
+            not option.of_backend
+            or (option.kind == "seed" and not found.get("dropout"))
+            or (many and option.kind not in ("flag", "seed") and draw(st.integers(0, 2)))
+        ):
             continue
         else:
             value = draw(option_values(option, sizes, (shapes or {}).get(name, option.shape.replace("?", ""))))

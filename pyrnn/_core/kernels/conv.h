@@ -15,10 +15,10 @@
 #ifndef PYRNN_CONV_H
 #define PYRNN_CONV_H
 #define CONV_ROWS 240   /* of a block: they stay in L2 while panels pass */
-#define CONV_SUM 160
+#define CONV_SUM (REGISTERS == 32 && REAL_BYTES == 4 ? 160 : 80) /* of a block of a weight gradient: they stay in L1 */
 #define CONV_TABLE 4096 /* pointers of a block, unless its rows were too few then */
-#define CONV_DEPTH 512
-#define CONV_HEIGHT 8
+#define CONV_DEPTH 512  /* inputs and taps of a panel in one go */
+#define CONV_HEIGHT 8   /* rows of a tile at most: as many pointers stay in registers */
 #define CONV_SHARED 500000 /* multiply-adds from which threads share a call */
 #define CONV_BRIEF 8000000 /* and up to which it is brief */
 #define CONV_TILE(NV) smaller(ROWS(NV), CONV_HEIGHT)
@@ -140,7 +140,6 @@ static void F(plan_conv)(F(conv_plan) *plan, const pyrnn_conv *p, arena_t *arena
     const ptrdiff_t ci = p->I / p->groups, co = p->O / p->groups;
     arena_t given = {p->packed, 0};
     if (!backward) F(take_conv)(&plan->forward, p, plan->depthwise, 0, p->packed ? &given : arena);
-    ptrdiff_t shares = larger(plan->steps / CONV_HEIGHT, plan->forward.groups * plan->forward.panels);
     if (backward) {
         plan->sum = larger(smaller(CONV_TABLE / p->K, CONV_SUM), 64);
         plan->grads = (p->dx ? plan->steps : 0) + (p->dleft ? p->B * plan->span : 0);
@@ -154,12 +153,14 @@ static void F(plan_conv)(F(conv_plan) *plan, const pyrnn_conv *p, arena_t *arena
             plan->total = take(arena, (size_t)(groups * p->K * plan->dw_rows * plan->dw_padded) * sizeof(REAL));
         }
         if (p->db) plan->db = take(arena, (size_t)round_up(p->O, LANES) * sizeof(REAL));
-        shares = larger(shares, p->K * p->O);
     }
+    const F(conv_weights) *w = backward ? &plan->back : &plan->forward;
+    const ptrdiff_t units = w->groups * w->panels;
+    const ptrdiff_t shares = larger(larger(plan->steps, plan->grads) / CONV_HEIGHT, larger(units, p->dw ? p->K * plan->dw_rows : 1));
     const ptrdiff_t work = larger(plan->steps, plan->grads) * ci * p->O * p->K;
-    plan->threads = work < CONV_SHARED ? 1 : (int)smaller(p->threads, larger(shares, 1));
+    plan->threads = work < CONV_SHARED ? 1 : (int)smaller(p->threads, shares);
     plan->brief = work < CONV_BRIEF;
-    plan->by_panels = plan->steps < plan->threads * 4 * CONV_HEIGHT && plan->forward.groups * plan->forward.panels >= plan->threads;
+    plan->by_panels = larger(plan->steps, plan->grads) < plan->threads * 4 * CONV_HEIGHT && units >= plan->threads;
     const ptrdiff_t zeros = larger(p->I, p->O);
     plan->zeros = take(arena, (size_t)zeros * sizeof(REAL));
     if (arena->base) memset(plan->zeros, 0, (size_t)zeros * sizeof(REAL));
@@ -187,7 +188,8 @@ static void F(pack_conv_panel)(const F(conv_weights) *w, const pyrnn_conv *p, F(
                 if (here == LANES) F(transpose)(in + j, p->w.stride[0], square, LANES);
                 else
                     for (ptrdiff_t i = 0; i < here; i++)
-                        for (ptrdiff_t lane = 0; lane < LANES; lane++) square[i * LANES + lane] = in[lane * p->w.stride[0] + j + i];
+                        for (ptrdiff_t lane = 0; lane < LANES; lane++)
+                            square[i * LANES + lane] = in[lane * p->w.stride[0] + j + i];
                 for (ptrdiff_t i = 0; i < here; i++) {
                     F(store)(to + (tap * inputs + input) * wide, F(load)(square + i * LANES));
                     if (++tap == K) tap = 0, input++;
@@ -253,8 +255,8 @@ static void F(conv_fill)(const F(conv_plan) *plan, conv_walk *walk, int back, F(
         const ptrdiff_t length = conv_length(p, at.b);
         for (ptrdiff_t tap = 0; tap < K && (!back || p->dy.data); tap++) {
             const ptrdiff_t shift = (K - 1 - tap) * d;
-            F(conv_pointers)(plan, back ? &p->dy : &p->x, back ? NULL : &p->left, at.b, length, back ? at.t + shift : at.t - shift,
-                             at.n, block->in + tap * block->most + block->rows);
+            F(conv_pointers)(plan, back ? &p->dy : &p->x, back ? NULL : &p->left, at.b, length,
+                             back ? at.t + shift : at.t - shift, at.n, block->in + tap * block->most + block->rows);
         }
         const int all = back ? at.t >= 0 && at.t + at.n + plan->span <= length : p->left.data || at.t >= plan->span;
         for (ptrdiff_t i = 0, r = block->rows; i < at.n; i++, r++) {
@@ -510,7 +512,8 @@ static void F(depthwise_block)(
 static void F(conv_block_products)(
     const F(conv_plan) *plan, const F(conv_weights) *w, const F(conv_block) *block, ptrdiff_t first_unit, ptrdiff_t last_unit
 ) {
-    const ptrdiff_t K = plan->p->K, taps = larger(CONV_DEPTH / w->inputs, 1), parts = (w->inputs + CONV_DEPTH - 1) / CONV_DEPTH;
+    const ptrdiff_t K = plan->p->K, taps = larger(CONV_DEPTH / larger(w->inputs, 1), 1);
+    const ptrdiff_t parts = larger((w->inputs + CONV_DEPTH - 1) / CONV_DEPTH, 1);
     for (ptrdiff_t depth = 0; depth < (K + taps - 1) / taps * parts; depth++) {
         const ptrdiff_t first_tap = depth / parts * taps, last_tap = smaller(first_tap + taps, K);
         const ptrdiff_t input = first_row(w->inputs, parts, depth % parts);
@@ -581,7 +584,8 @@ static void F(conv_context)(const F(conv_plan) *plan, const member_t *me) {
     for (ptrdiff_t b = first; b < last; b++) {
         for (ptrdiff_t i = 0; i < plan->span; i++) {
             const ptrdiff_t t = conv_length(p, b) - plan->span + i;
-            const REAL *from = t >= 0 ? F(at)(&p->x, b, t, 0) : p->left.data ? F(at)(&p->left, b, plan->span + t, 0) : plan->zeros;
+            const REAL *from = t >= 0 ? F(at)(&p->x, b, t, 0)
+                             : p->left.data ? F(at)(&p->left, b, plan->span + t, 0) : plan->zeros;
             memmove((REAL *)p->left_n + b * p->left_row + i * p->left_step, from, (size_t)p->I * sizeof(REAL));
         }
     }
@@ -674,15 +678,17 @@ static void F(depthwise_gradient)(const F(conv_plan) *plan, const F(conv_block) 
 
 /* Add a block's part, for this member's tiles. */
 static void F(conv_weight_gradient)(const F(conv_plan) *plan, const F(conv_block) *block, const member_t *me) {
-    const ptrdiff_t groups = plan->p->groups, K = plan->p->K, padded = plan->dw_padded, vectors = padded / LANES, M = plan->dw_rows;
-    const ptrdiff_t panels = (vectors + MAX_VECTORS - 1) / MAX_VECTORS, height = CONV_TILE((vectors + panels - 1) / panels);
+    const ptrdiff_t groups = plan->p->groups, K = plan->p->K, M = plan->dw_rows;
+    const ptrdiff_t padded = plan->dw_padded, vectors = padded / LANES;
+    const ptrdiff_t most = REGISTERS == 32 ? MAX_VECTORS : 2; /* a tile of few rows would take a line of each for little */
+    const ptrdiff_t panels = (vectors + most - 1) / most, height = CONV_TILE((vectors + panels - 1) / panels);
     const ptrdiff_t tiles = (M + height - 1) / height;
     ptrdiff_t first, last;
     team_share(me, groups * panels * K * tiles, 1, &first, &last);
     for (ptrdiff_t unit = first; unit < last;) { /* unit: a tile of a tap of a panel of a group */
-        const ptrdiff_t tap = unit / tiles % K, panel = unit / (tiles * K) % panels, group = unit / (tiles * K * panels), begin = unit - unit % tiles;
+        const ptrdiff_t tap = unit / tiles % K, panel = unit / (tiles * K) % panels, group = unit / (tiles * K * panels);
         const ptrdiff_t v = first_row(vectors, panels, panel), nv = first_row(vectors, panels, panel + 1) - v;
-        const ptrdiff_t end = smaller(begin + tiles, last);
+        const ptrdiff_t begin = unit - unit % tiles, end = smaller(begin + tiles, last);
         if (!block->count[tap]) {
             unit = end;
             continue;
@@ -778,12 +784,12 @@ static void F(conv_backward_work)(const member_t *me, void *context) {
         }
     }
     if (p->dx) F(conv_pads)(p, p->dx, p->T * p->I, p->I, p->I, me);
-    if (p->dy.data && (p->dw || p->db)) {
+    if (p->dy.data && p->O && (p->dw || p->db)) {
         conv_walk walk = conv_walk_over(p, 0, 1, 0, plan->steps);
         while (walk.left) {
             F(conv_pairs)(plan, &walk, &block);
             if (p->dw && plan->depthwise) F(depthwise_gradient)(plan, &block, me);
-            else if (p->dw) F(conv_weight_gradient)(plan, &block, me);
+            else if (p->dw && p->I) F(conv_weight_gradient)(plan, &block, me);
             if (p->db) F(conv_bias_gradient)(plan, &block, column, column_end);
         }
     }
@@ -823,7 +829,11 @@ static size_t F(conv_pack)(const pyrnn_conv *p, void *packed) {
     F(conv_weights) w;
     arena_t arena = {packed, 0};
     F(take_conv)(&w, p, F(conv_is_depthwise)(p), 0, &arena);
-    if (packed) F(pack_conv)(&w, p, F(conv_is_depthwise)(p), 0, 0, w.groups * w.panels);
+    if (packed) {
+        const uint64_t floats = denormals_off(); /* as in a team */
+        F(pack_conv)(&w, p, F(conv_is_depthwise)(p), 0, 0, w.groups * w.panels);
+        denormals_restore(floats);
+    }
     return arena.used + 64;
 }
 
