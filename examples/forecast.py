@@ -29,6 +29,7 @@ CHUNK = 40  # weeks through which a gradient is carried
 HELD_OUT = 8 * YEAR  # the last weeks, for the test
 VALIDATION = 8 * YEAR  # those before them, for early stopping
 PATIENCE = 30  # epochs without a better validation error before it stops
+RATES = {"rnn": 3e-3, "lstm": 3e-3, "gru": 3e-3, "tcn": 1e-3, "attention": 5e-4}  # the highest learning rates
 
 
 class Series(NamedTuple):
@@ -120,20 +121,22 @@ def stretches(array: np.ndarray, count: int) -> np.ndarray:
 
 def build(name: str, inputs: int, rng: np.random.Generator) -> nn.Sequential:
     """Return a model that gives 52 numbers at every week: of recurrent units, convolutions or attention."""
-    size = 48
-    if name == "tcn":  # the last 125 weeks
-        layers: list[nn.Module] = [nn.TCN(inputs, [size] * 5, 3, dropout=0.3, rng=rng)]
-    elif name == "attention":  # in each of its two layers the last two years
+    if name == "tcn":  # sees the last 125 weeks
+        size, drop = 16, 0.5
+        layers: list[nn.Module] = [nn.TCN(inputs, [size] * 5, 3, dropout=drop, rng=rng)]
+    elif name == "attention":  # sees the last two years in each of its two layers
+        size, drop = 24, 0.3
         stack = nn.Transformer(
-            2, size, 4, 2 * size, dropout=0.3, norm_first=True, positions="rotary", window=(2 * YEAR - 1, 0), rng=rng
+            2, size, 3, 2 * size, dropout=0.4, norm_first=True, positions="rotary", window=(2 * YEAR - 1, 0), rng=rng
         )
         layers = [nn.Linear(inputs, size, rng=rng), stack]
     else:
+        size, drop = 48, 0.3
         layers = [{"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[name](inputs, size, rng=rng)]
-    return nn.Sequential(*layers, nn.Dropout(0.3, rng=rng), nn.Linear(size, YEAR, rng=rng))
+    return nn.Sequential(*layers, nn.Dropout(drop, rng=rng), nn.Linear(size, YEAR, rng=rng))
 
 
-def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int) -> None:
+def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int, rate: float) -> None:
     """Train on the weeks before ``until``, stop early by those from there to ``stop``; keep the best weights."""
     weeks = np.arange(len(task.inputs)) + task.first
     last_target = weeks[:, None] + np.arange(1, YEAR + 1)
@@ -141,7 +144,7 @@ def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int) 
     mask = stretches((task.mask & (last_target < until))[weeks < until], STREAMS)
     validation = task.mask & (last_target < stop) & (weeks >= until)[:, None]
 
-    optimizer = optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    optimizer = optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
     steps = epochs * -(-x.shape[1] // CHUNK)
     schedule = optim.CosineAnnealingLR(optimizer, steps, warmup_steps=min(10, steps // 4))
     best, best_weights, best_epoch = np.inf, model.state_dict(), 0
@@ -240,7 +243,7 @@ def plot(series: Series, task: Task, predicted: np.ndarray, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", choices=["rnn", "lstm", "gru", "tcn", "attention"], default="lstm")
+    parser.add_argument("--model", choices=list(RATES), default="lstm")
     parser.add_argument("--backend", default="cython", help="as pyrnn.backends() lists them (default: cython)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=150, help="at most so many (default: 150)")
@@ -265,7 +268,7 @@ def main() -> None:
     model = build(arguments.model, task.inputs.shape[1], rng)
     print(f"{arguments.model} with {model.num_parameters():,} parameters on backend {backend.name}")
     with pyrnn.use_backend(backend):
-        train(model, task, until, stop, arguments.epochs)
+        train(model, task, until, stop, arguments.epochs, RATES[arguments.model])
         predicted = forecasts(model, task)
     report(series, task, predicted)
 
