@@ -5,7 +5,7 @@ run side by side, and the state, whatever it is (hidden units, left contexts, ke
 chunk. They are judged by the bits that they need for a byte of files that they have never seen, beside a model that
 counts and beside lzma. Then each of them writes, byte by byte, as a stream.
 
-    python examples/language_model.py [--model lstm|tcn|transformer|all] [--size 260000] [--steps 1600 | --minutes M]
+    python examples/language_model.py [--model lstm|tcn|transformer|all] [--size 260000] [--steps 4800 | --minutes M]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tqdm import tqdm
 import pyrnn
 from pyrnn import io, nn, optim
 
-BATCH = 16  # stretches of the training text that are run side by side
+BATCH = 8  # stretches of the training text that are run side by side
 CHUNK = 128  # bytes through which a gradient is carried
 WINDOW = 256  # bytes to which the Transformer attends, its own included
 HEAD = 32  # features of an attention head
@@ -63,6 +63,7 @@ FAMILIES: dict[str, Callable[[int, int, np.random.Generator], nn.Sequential]] = 
     "tcn": tcn,
     "transformer": transformer,
 }
+RATES = {"lstm": 1e-2, "tcn": 5e-3, "transformer": 3e-3}  # the highest learning rates
 
 
 class Outcome(NamedTuple):
@@ -76,13 +77,17 @@ class Outcome(NamedTuple):
 
 def build(family: str, size: int, seed: int) -> nn.Sequential:
     """Return a model of a family, of the width whose number of parameters is nearest to a size."""
-    low, high = 1, 1 << 12
+
+    def made(width: int) -> nn.Sequential:
+        return FAMILIES[family](width, size, np.random.default_rng(seed))
+
+    low, high = 1, 2
+    while made(high).num_parameters() < size:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        fits = FAMILIES[family](middle, size, np.random.default_rng(0)).num_parameters() <= size
-        low, high = (middle, high) if fits else (low, middle)
-    models = [FAMILIES[family](width, size, np.random.default_rng(seed)) for width in (low, high)]
-    return min(models, key=lambda model: abs(model.num_parameters() - size))
+        low, high = (middle, high) if made(middle).num_parameters() < size else (low, middle)
+    return min(made(low), made(high), key=lambda model: abs(model.num_parameters() - size))
 
 
 def common_size(size: int) -> int:
@@ -217,7 +222,7 @@ def attention_maps(model: nn.Sequential, text: Bytes) -> np.ndarray:
 
 def show_attention(model: nn.Sequential, text: Bytes, path: Path) -> None:
     """Draw how one head reads the first line of held-out code that is long enough, what stands before it read too."""
-    line = re.search(rb"(?<=\n) {4,8}(?:return|if|for|self|raise)[ .][ -~]{24,44}\n", text.tobytes())
+    line = re.search(rb"(?<=\n) {4,8}(?=[^\n]*[(=])[a-z_.]+[ -~]{24,48}\n", text.tobytes())
     if line is None or line.end() > len(text):
         print("no attention map: the held-out text has no line for it")
         return
@@ -237,10 +242,10 @@ def main() -> None:
     parser.add_argument("--model", choices=[*FAMILIES, "all"], default="all")
     parser.add_argument("--size", type=int, default=260_000, help="parameters of each model (default: 260000)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=1600, help=f"of {BATCH} x {CHUNK} bytes (default: 1600)")
+    length.add_argument("--steps", type=int, default=4800, help=f"of {BATCH} x {CHUNK} bytes (default: 4800)")
     length.add_argument("--minutes", type=float, help="train each model about so long instead")
     parser.add_argument("--limit", type=int, help="use so many bytes of the text (default: all)")
-    parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate (default: 0.003)")
+    parser.add_argument("--rate", type=float, help="the highest learning rate (default: each model's own)")
     parser.add_argument("--prompt", default="    def ", help="what the models go on with (default: a method)")
     parser.add_argument("--temperature", type=float, default=0.7, help="below 1 they dare less (default: 0.7)")
     parser.add_argument("--backend", default="cython", help="as pyrnn.backends() lists them (default: cython)")
@@ -271,10 +276,10 @@ def main() -> None:
         for name in chosen:
             model = build(name, size, arguments.seed)
             print(f"{name} with {model.num_parameters():,} parameters on backend {backend.name}")
-            steps = arguments.steps
+            rate, steps = arguments.rate or RATES[name], arguments.steps
             if arguments.minutes is not None:
-                steps = steps_in(arguments.minutes, model, text.train, arguments.rate)
-            outcomes[name] = train(name, model, text, arguments.rate, steps)
+                steps = steps_in(arguments.minutes, model, text.train, rate)
+            outcomes[name] = train(name, model, text, rate, steps)
             io.save(model, arguments.out / f"language_{name}.safetensors")
     print("counting, and packing with lzma ...")
     levels = {"order-3 counts": CountModel(text.train).bits(text.held_out), "lzma": lzma_bits(text)}

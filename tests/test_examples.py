@@ -167,9 +167,9 @@ def test_a_chunk_more_or_less_gives_the_same_score(
 
 @pytest.mark.parametrize("family", list(language_model.FAMILIES))
 def test_training_learns(family: str, corpus: text.Text) -> None:
-    small = corpus._replace(train=corpus.train[:40_000], held_out=corpus.held_out[:3_000])
+    small = corpus._replace(train=corpus.train[:20_000], held_out=corpus.held_out[:3_000])
     outcomes = [
-        language_model.train(family, language_model.build(family, 60_000, 0), small, 3e-3, 24) for _ in range(2)
+        language_model.train(family, language_model.build(family, 60_000, 0), small, 5e-3, 24) for _ in range(2)
     ]
     first, last = outcomes[0].curve[0], outcomes[0].curve[-1]
     assert first[:2] == (0.0, 0) and last[1] == 24 * language_model.BATCH * language_model.CHUNK > len(small.train)
@@ -199,12 +199,12 @@ def test_attention_maps_are_weights(corpus: text.Text) -> None:
 
 
 def test_language_model(tmp_path: Path) -> None:
-    options = ("--steps", "8", "--size", "100000", "--limit", "30000", "--prompt", "class ", "--out", str(tmp_path))
+    options = ("--steps", "8", "--size", "100000", "--limit", "60000", "--prompt", "class ", "--out", str(tmp_path))
     result = run("language_model.py", *options)
     assert result.returncode == 0, result.stderr
     for words in ("bits=", "grad=", "held_out=", "B/s"):
         assert words in result.stderr, "the progress bar shows losses, gradient norm and pace"
-    assert "30,000 bytes" in result.stdout and "3,000 bytes" in result.stdout
+    assert "60,000 bytes" in result.stdout and "6,000 bytes" in result.stdout
     for name in language_model.FAMILIES:
         row = re.search(rf"^ +{name} +([\d,]+) +(\d\.\d\d\d) +[\d,]+ +(\d+ MB|\?)$", result.stdout, re.M)
         assert row and abs(int(row[1].replace(",", "")) - 100_000) < 4_000 and 1 < float(row[2]) < 9
@@ -232,7 +232,7 @@ def test_language_model_by_the_clock(tmp_path: Path) -> None:
         (("--minutes", "1", "--steps", "5"), "not allowed with argument --minutes"),
         (("--size", "5"), "argument --size: expected at least 100000, got 5"),
         (("--temperature", "nan"), "argument --temperature: expected a number above 0, got nan"),
-        (("--limit", "100"), "argument --limit: expected at least 2064, got 100"),
+        (("--limit", "100"), "argument --limit: expected at least 1032, got 100"),
         (("--model", "gru"), "invalid choice: 'gru'"),
     ],
 )
