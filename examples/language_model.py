@@ -63,7 +63,7 @@ FAMILIES: dict[str, Callable[[int, int, np.random.Generator], nn.Sequential]] = 
     "tcn": tcn,
     "transformer": transformer,
 }
-RATES = {"lstm": 1e-2, "tcn": 5e-3, "transformer": 3e-3}  # the highest learning rates
+RATES = {"lstm": 1e-2, "tcn": 8e-3, "transformer": 4e-3}  # the highest learning rates
 
 
 class Outcome(NamedTuple):
