@@ -159,7 +159,7 @@ def test_a_chunk_more_or_less_gives_the_same_score(
 ) -> None:
     model, data = language_model.build(family, 20_000, 1), corpus.held_out[:20_000]
     scores = []
-    for chunk in (128, 37):  # by fours
+    for chunk in (128, 37):
         monkeypatch.setattr(language_model, "CHUNK", chunk)
         scores.append(language_model.score(model, data))
     assert math.isclose(*scores, rel_tol=1e-12), "the state carries all that came before"
