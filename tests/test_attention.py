@@ -336,6 +336,25 @@ def test_degenerate_sizes(backend: str, sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    call=strategies.calls(
+        "attention", **SMALL, config={"mask": (None,), "dropout": (0.0,)}, optional={"bias": (False,)}
+    )
+)
+@settings(max_examples=30)
+def test_a_bias_of_minus_infinity_is_a_mask(backend: str, call: Call) -> None:
+    draw = call.rng(20)
+    mask = draw.random(tuple(call.sizes[symbol] for symbol in ("B", "Hq", "N", "M"))) < 0.6
+    bias = draw.standard_normal(mask.shape).astype(call.dtype)
+    want, pull_want = vjp_of("attention", call, backend, mask=mask, bias=bias)
+    got, pull_got = vjp_of("attention", call, backend, bias=np.where(mask, bias, -np.inf).astype(call.dtype))
+    close(got, want)
+    cotangent = call.cotangents()["y"]
+    for name, grad in pull_got(cotangent)._asdict().items():
+        close(grad, getattr(pull_want(cotangent), name), name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(), (5,), (3, 1), (4, 1, 5), (1, 4, 3, 5), (2, 1, 1, 1)])
 def test_a_bias_s_gradient_has_its_shape(backend: str, shape: tuple[int, ...]) -> None:
     q, k, v = (rng.standard_normal(shape) for shape in ((2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 6)))

@@ -169,6 +169,10 @@ def sees(unit, call, scratch, lane, key):
     high = scores.whole_at(unit, own(scratch, call, HIGH) + 8 * lane)
     if not low <= key < high:
         return False
+    if call.added.at:
+        added = scores.whole_at(unit, own(scratch, call, ADDED) + 8 * lane)
+        if scores.element_at(unit, added + key * call.added.item) == -float("inf"):
+            return False
     mask = scores.whole_at(unit, own(scratch, call, MASK) + 8 * lane)
     return not call.mask.at or scores.byte_at(unit, mask + key * call.mask.item) != 0
 
@@ -295,13 +299,6 @@ def keep_scores(unit, call, scratch, b, first, rows, key, count, width):
 def finish_block(unit, call, scratch, b, shared, first, count, low, high):
     """Divide a block's sums, and store all that is asked for."""
     item, rows = call.item, call.queries * call.group
-    for r in range(count):
-        largest = scratch.stats + r * item
-        if scores.element_at(unit, largest) == -float("inf"):
-            for key in range(low, high):
-                if sees(unit, call, scratch, r, key):
-                    scores.saw_minus_infinity(unit, largest)
-                    break
     for at in range(0, call.width, VECTOR):
         scores.finish_stats(unit, scratch.stats + at, call.width)
     kept = ((b * call.shared + shared) * rows + first) * item

@@ -71,14 +71,18 @@ def additive(e, columns, q, q_step, depth, k, k_step, v, v_step, target):
 
 @by_panel
 def add_lanes(e, columns, s, width, count, addresses, key, step):
-    """Add what stands for each key, ``key`` the first, at a row's own address, ``step`` bytes on for every key."""
+    """Add what stands for each key, ``key`` the first, at a row's own address, ``step`` bytes on for every key.
+
+    Where it is -inf the score is: a key is hidden by it, whatever it is.
+    """
     starts = [e.load_wholes(addresses, 8 * e.lanes * i) for i in range(columns)]
 
     def body(k: Any, _: list[Vector]) -> list[Vector]:
         at, further = _at(e, s, width, k), e.spread(e.builder.mul(step, e.builder.add(key, k)))
         for i, start in enumerate(starts):
             added = e.gather_at(e.builder.add(start, further))
-            e.store(e.load(at, i * VECTOR_BYTES) + added, at, i * VECTOR_BYTES)
+            total = e.load(at, i * VECTOR_BYTES) + added
+            e.store(e.where_equal(added, -math.inf, added, total), at, i * VECTOR_BYTES)
         return []
 
     e.loop(count, [], body)
@@ -169,12 +173,6 @@ def merge(e, sums, newest, count, old, new):
         return []
 
     e.loop(count, [], body)
-
-
-@emitted()
-def saw_minus_infinity(e, largest):
-    """A row whose scores are all -inf, but seen."""
-    e.store_element(ir.Constant(e.element, LOWEST[e.bits]), largest)
 
 
 @emitted()

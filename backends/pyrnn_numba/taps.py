@@ -293,8 +293,8 @@ def add_element(e, source, target):
 
 @kernel
 def give_rows(
-    unit, source, sequence, firsts, counts, row, groups, outputs, group, repeats, added, target, strides, lanes, part, parts,
-    sources=SOURCES,
+    unit, source, sequence, firsts, counts, row, groups, outputs, group, repeats, added, target, strides, lanes, part,
+    parts, sources=SOURCES,
 ):  # fmt: skip
     """Copy rows of each sequence, from ``firsts`` on, to an array whose channels stand side by side.
 

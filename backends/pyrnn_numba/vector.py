@@ -177,6 +177,10 @@ class Emitter:
         a, b, yes, no = (v if isinstance(v, Vector) else self.all(v) for v in (a, b, yes, no))
         return Vector(self, self.builder.select(self.builder.fcmp_ordered(">", a.value, b.value), yes.value, no.value))
 
+    def where_equal(self, a: Vector, number: float, yes: Vector, no: Vector) -> Vector:
+        """Return ``yes`` in the lanes where a is the number, else ``no``; so where it is NaN."""
+        return self.where(self.builder.fcmp_ordered("==", a.value, self.all(number).value), yes, no)
+
     def where_zero(self, a: Vector, yes: Any, no: Vector) -> Vector:
         """Return ``yes`` in the lanes where a is 0, else ``no``; so where it is NaN."""
         return self.where(self.builder.fcmp_ordered("==", a.value, self.all(0.0).value), self.all(yes), no)
