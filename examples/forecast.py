@@ -1,11 +1,11 @@
-"""Forecast weekly CO2 at Mauna Loa a year ahead with a recurrent network, from a CSV file to a plot.
+"""Forecast weekly CO2 at Mauna Loa a year ahead, from a CSV file to a plot, with a network of any family.
 
 At every week the model sees how the series moved lately and the time of year, and gives 52 numbers: how far each of
 the coming 52 weeks will be off a simple extrapolation (the last month's level, ten years' growth, the seasonal
 cycle). It is trained by truncated back-propagation through time on eight stretches of the series side by side,
 stopped early on a validation period, and judged on the years after that, which it has never seen.
 
-    python examples/forecast.py [--cell rnn|lstm|gru] [--backend cython] [--seed 0] [--epochs 150]
+    python examples/forecast.py [--model rnn|lstm|gru|tcn|attention] [--backend cython] [--seed 0] [--epochs 150]
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CHUNK = 40  # weeks through which a gradient is carried
 HELD_OUT = 8 * YEAR  # the last weeks, for the test
 VALIDATION = 8 * YEAR  # those before them, for early stopping
 PATIENCE = 30  # epochs without a better validation error before it stops
+RATES = {"rnn": 3e-3, "lstm": 3e-3, "gru": 3e-3, "tcn": 1e-3, "attention": 5e-4}  # the highest learning rates
 
 
 class Series(NamedTuple):
@@ -118,7 +119,24 @@ def stretches(array: np.ndarray, count: int) -> np.ndarray:
     return array[: steps * count].reshape(count, steps, *array.shape[1:])
 
 
-def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int) -> None:
+def build(name: str, inputs: int, rng: np.random.Generator) -> nn.Sequential:
+    """Return a model that gives 52 numbers at every week: of recurrent units, convolutions or attention."""
+    if name == "tcn":  # sees the last 125 weeks
+        size, drop = 16, 0.5
+        layers: list[nn.Module] = [nn.TCN(inputs, [size] * 5, 3, dropout=drop, rng=rng)]
+    elif name == "attention":  # sees the last two years in each of its two layers
+        size, drop = 24, 0.3
+        stack = nn.Transformer(
+            2, size, 3, 2 * size, dropout=0.4, norm_first=True, positions="rotary", window=(2 * YEAR - 1, 0), rng=rng
+        )
+        layers = [nn.Linear(inputs, size, rng=rng), stack]
+    else:
+        size, drop = 48, 0.3
+        layers = [{"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[name](inputs, size, rng=rng)]
+    return nn.Sequential(*layers, nn.Dropout(drop, rng=rng), nn.Linear(size, YEAR, rng=rng))
+
+
+def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int, rate: float) -> None:
     """Train on the weeks before ``until``, stop early by those from there to ``stop``; keep the best weights."""
     weeks = np.arange(len(task.inputs)) + task.first
     last_target = weeks[:, None] + np.arange(1, YEAR + 1)
@@ -126,7 +144,7 @@ def train(model: nn.Sequential, task: Task, until: int, stop: int, epochs: int) 
     mask = stretches((task.mask & (last_target < until))[weeks < until], STREAMS)
     validation = task.mask & (last_target < stop) & (weeks >= until)[:, None]
 
-    optimizer = optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    optimizer = optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
     steps = epochs * -(-x.shape[1] // CHUNK)
     schedule = optim.CosineAnnealingLR(optimizer, steps, warmup_steps=min(10, steps // 4))
     best, best_weights, best_epoch = np.inf, model.state_dict(), 0
@@ -225,7 +243,7 @@ def plot(series: Series, task: Task, predicted: np.ndarray, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cell", choices=["rnn", "lstm", "gru"], default="lstm")
+    parser.add_argument("--model", choices=list(RATES), default="lstm")
     parser.add_argument("--backend", default="cython", help="as pyrnn.backends() lists them (default: cython)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=150, help="at most so many (default: 150)")
@@ -247,19 +265,16 @@ def main() -> None:
     print(f"{total} weeks from {series.dates[0]} to {series.dates[-1]}, {gaps} of them without a value")
 
     rng = np.random.default_rng(arguments.seed)
-    hidden = 48
-    layer = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[arguments.cell]
-    recurrent = layer(task.inputs.shape[1], hidden, rng=rng)
-    model = nn.Sequential(recurrent, nn.Dropout(0.3, rng=rng), nn.Linear(hidden, YEAR, rng=rng))
-    print(f"{arguments.cell} with {model.num_parameters():,} parameters on backend {backend.name}")
+    model = build(arguments.model, task.inputs.shape[1], rng)
+    print(f"{arguments.model} with {model.num_parameters():,} parameters on backend {backend.name}")
     with pyrnn.use_backend(backend):
-        train(model, task, until, stop, arguments.epochs)
+        train(model, task, until, stop, arguments.epochs, RATES[arguments.model])
         predicted = forecasts(model, task)
     report(series, task, predicted)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "forecast.safetensors"
-    io.save(model, path, metadata={"scale_ppm": task.scale, "cell": arguments.cell})
+    io.save(model, path, metadata={"scale_ppm": task.scale, "model": arguments.model})
     loaded = io.load(path)
     scale = io.read_metadata(path)["scale_ppm"]
     print(f"\nsaved the model to {path} ({path.stat().st_size:,} bytes) and loaded it back")
@@ -270,13 +285,13 @@ def main() -> None:
         difference = float(np.abs(steps - whole[0]).max()) * scale
         word = "to the bit" if np.array_equal(steps, whole[0]) else f"within {difference:.1e} ppm"
         print(f"streamed week by week it gives the same {len(steps)} forecasts {word}")
-    results = {}
+    results, op = {}, {"tcn": "causal_conv1d"}.get(arguments.model, arguments.model)
     for info in pyrnn.backends():
         if info.backend is None:
             print(f"backend {info}")
             continue
-        if not info.backend.has(arguments.cell):
-            print(f"backend {info.name} has no {arguments.cell}")
+        if not info.backend.has(op):
+            print(f"backend {info.name} has no {op}")
             continue
         with pyrnn.use_backend(info.backend):
             results[info.name] = loaded.predict(task.inputs[None])[0]

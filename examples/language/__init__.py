@@ -1,0 +1,1 @@
+"""What the example of language models is made of beside the models: text, baselines, pictures, a meter of memory."""
