@@ -20,7 +20,7 @@ class NumbaBackend(RecurrentOps, AttentionOps, ConvOps, Backend):
 
     name = "numba"
     note = (
-        "compiles at first use, up to 15 s a family and dtype, and keeps that on disk: "
+        "compiles at first use, up to half a minute a family and dtype, and keeps that on disk: "
         "later processes start in under a second"
     )
     claims = dict.fromkeys(

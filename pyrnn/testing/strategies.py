@@ -221,7 +221,10 @@ def option_values(option: Option, sizes: Mapping[str, Any], shape: str = "") -> 
     if option.kind == "number":
         return st.sampled_from((option.default, *SCALES))
     if option.kind == "whole":
-        return st.sampled_from(divisors(*(sizes[s] for s in option.bound.split())) if option.bound else DILATIONS)
+        if not option.bound:
+            return st.sampled_from(DILATIONS)
+        some = divisors(*(sizes[symbol] for symbol in option.bound.split()))
+        return st.sampled_from(some) | st.just(some[-1])  # each channel on its own is a kernel of its own
     if option.kind == "probability":
         return st.sampled_from(DROPOUTS)
     if option.kind == "seed":
