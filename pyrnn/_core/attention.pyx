@@ -61,8 +61,7 @@ cdef pyrnn_attention described(object arrays, object config, list keep) except *
     left, right = config.window or (None, None)
     if config.causal:
         right = 0
-    p.left = PYRNN_FAR if left is None or left > PYRNN_FAR else left
-    p.right = PYRNN_FAR if right is None or right > PYRNN_FAR else right
+    p.left, p.right = PYRNN_FAR if left is None else left, PYRNN_FAR if right is None else right
     p.q_start = <const int64_t *>data_of(config.q_start)
     p.lengths, p.q_lengths = <const int64_t *>data_of(config.lengths), <const int64_t *>data_of(config.q_lengths)
     p.dropout = config.dropout

@@ -5,7 +5,7 @@ import numpy as np
 
 from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
-    PYRNN_SHARED_FROM, data_of, input_of, is_double, is_matrix, new_matrix, pyrnn_conv, stride_of, table, threads,
+    PYRNN_SHARED_FROM, data_of, input_of, is_double, pyrnn_conv, step_output, stride_of, table, threads,
 )
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -118,12 +118,7 @@ cdef class Stepper:
     def __call__(self, x, out):
         cdef pyrnn_conv *p = &self.p
         cdef int kind = self.packed.kind
-        if not is_matrix(x, kind, p.B, p.I):
-            raise ValueError(f"x_t: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.I})")
-        if out is None:
-            out = new_matrix(kind, p.B, p.O)
-        elif not is_matrix(out, kind, p.B, p.O):
-            raise ValueError(f"out: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.O})")
+        out = step_output(x, out, kind, p.B, p.I, p.O)
         p.x = input_of(with_channels_last(x), self.keep)
         p.y, p.y_row = data_of(out), stride_of(out, 0)
         with nogil:

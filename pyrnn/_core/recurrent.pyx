@@ -10,7 +10,7 @@ import numpy as np
 from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
     PYRNN_GRU_AFTER, PYRNN_GRU_BEFORE, PYRNN_LSTM, PYRNN_RNN_RELU, PYRNN_RNN_TANH, PYRNN_SHARED_FROM,
-    data_of, input_of, interrupted, is_double, is_matrix, new_matrix, pyrnn_recurrent, raise_pending, stride_of,
+    data_of, input_of, interrupted, is_double, pyrnn_recurrent, raise_pending, step_output, stride_of,
     table, threads,
 )
 from libc.stdint cimport int64_t
@@ -203,12 +203,7 @@ cdef class Stepper:
     def __call__(self, x, out):
         cdef pyrnn_recurrent *p = &self.p
         cdef int kind = self.packed.kind
-        if not is_matrix(x, kind, p.B, p.I):
-            raise ValueError(f"x_t: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.I})")
-        if out is None:
-            out = new_matrix(kind, p.B, p.H)
-        elif not is_matrix(out, kind, p.B, p.H):
-            raise ValueError(f"out: expected {self.dtype} of shape (batch, features) = ({p.B}, {p.H})")
+        out = step_output(x, out, kind, p.B, p.I, p.H)
         if not self.small:
             p.threads = threads()
         p.x = input_of(x, self.keep)

@@ -235,5 +235,6 @@ cdef object contiguous(object array)
 cdef void *data_of(object array) except? NULL
 cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1
 cdef object new_matrix(int kind, ptrdiff_t rows, ptrdiff_t columns)
+cdef object step_output(object x, object out, int kind, ptrdiff_t batch, ptrdiff_t inputs, ptrdiff_t outputs)
 cdef ptrdiff_t stride_of(object array, int axis) except? -1
 cdef pyrnn_in input_of(object array, list keep) except *

@@ -113,6 +113,20 @@ cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) e
     )
 
 
+FLOATS = ("float32", "float64")
+
+
+cdef object step_output(object x, object out, int kind, ptrdiff_t batch, ptrdiff_t inputs, ptrdiff_t outputs):
+    """Hold a step's arrays against their form, and return the output: a new one where none is given."""
+    if not is_matrix(x, kind, batch, inputs):
+        raise ValueError(f"x_t: expected {FLOATS[kind]} of shape (batch, features) = ({batch}, {inputs})")
+    if out is None:
+        return new_matrix(kind, batch, outputs)
+    if not is_matrix(out, kind, batch, outputs):
+        raise ValueError(f"out: expected {FLOATS[kind]} of shape (batch, features) = ({batch}, {outputs})")
+    return out
+
+
 cdef object new_matrix(int kind, ptrdiff_t rows, ptrdiff_t columns):
     cdef cnp.npy_intp[2] shape = [rows, columns]
     return cnp.PyArray_EMPTY(2, shape, cnp.NPY_DOUBLE if kind else cnp.NPY_FLOAT, 0)

@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import valid_steps
+
 Array = np.ndarray
-
-
-def valid_steps(batch: int, time: int, lengths: Array | None) -> Array:
-    """Return booleans (B, T, 1), True at the valid steps."""
-    return (np.arange(time) < (np.full(batch, time) if lengths is None else lengths)[:, None])[..., None]
 
 
 def by_group(array: Array, groups: int) -> Array:
@@ -37,7 +34,8 @@ class ConvOps:
         batch, time, inputs = x.shape
         outputs, per_group, taps = w.shape
         span = (taps - 1) * config.dilation
-        valid = valid_steps(batch, time, config.lengths)
+        lengths = np.full(batch, time) if config.lengths is None else config.lengths
+        valid = valid_steps(lengths, time)[..., None]
         x = np.where(valid, x, 0).astype(x.dtype)
         if left is None:
             left = np.zeros((batch, span, inputs), x.dtype, like=x)

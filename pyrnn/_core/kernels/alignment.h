@@ -98,7 +98,7 @@ static inline F(ivec) F(aligned_lanes)(const pyrnn_alignment *p, ptrdiff_t b, pt
 /* A row of scores to weights, in place; whole vectors. */
 static void F(align_softmax)(const F(alignment_plan) *plan, ptrdiff_t b, ptrdiff_t i, REAL *scores) {
     const pyrnn_alignment *p = plan->p;
-    const F(vec) factor = F(all)((REAL)(p->scale * 1.4426950408889634074));
+    const F(vec) factor = F(all)((REAL)(p->scale * M_LOG2E));
     F(vec) most = F(all)(UNSEEN), total = {0};
     for (ptrdiff_t j = 0; j < plan->Mp; j += LANES) {
         const F(vec) s = F(select)(F(aligned_lanes)(p, b, i, j), F(load)(scores + j) * factor, F(all)(UNSEEN));

@@ -82,38 +82,17 @@ static inline int F(allowed)(const pyrnn_attention *p, ptrdiff_t b, F(place) row
     return !p->bias.data || F(at4)(&p->bias, b, row.head, row.i)[key * p->bias.stride[3]] != LOWEST;
 }
 
-/* A panel [features][width] of `keys` keys, transposed; zeros past them. */
-static void F(pack_transposed)(
-    REAL *panel, const REAL *in, ptrdiff_t in_row, ptrdiff_t in_step, ptrdiff_t keys, ptrdiff_t features, ptrdiff_t width
-) {
-    for (ptrdiff_t column = 0; column < width; column += LANES) {
-        const ptrdiff_t there = smaller(LANES, keys - column);
-        const REAL *from = in + column * in_row;
-        ptrdiff_t d = 0;
-        if (there == LANES && in_step == 1)
-            for (; d + LANES <= features; d += LANES) F(transpose)(from + d, in_row, panel + d * width + column, width);
-        for (; d < features; d++)
-            for (ptrdiff_t j = 0; j < LANES; j++)
-                panel[d * width + column + j] = j < there ? from[j * in_row + d * in_step] : 0;
-    }
-}
-
 /* Keys [0, keys) as panels of WIDTH, one after the other; the last may be narrower. */
 static void F(pack_keys)(REAL *panels, const REAL *in, ptrdiff_t in_row, ptrdiff_t in_step, ptrdiff_t keys, ptrdiff_t features) {
+    const pyrnn_in matrix = {in, {in_row, in_step, 0}};
     for (ptrdiff_t j = 0; j < keys; j += WIDTH)
-        F(pack_transposed)(panels + j * features, in + j * in_row, in_row, in_step, smaller(WIDTH, keys - j), features,
-                           smaller(WIDTH, round_up(keys - j, LANES)));
+        F(pack_units)(panels + j * features, &matrix, GATE_NUMBERS, 1, j, smaller(WIDTH, round_up(keys - j, LANES)), keys, features);
 }
 
 /* Rows of a matrix, each padded with zeros to whole vectors. */
 static void F(pack_rows)(REAL *out, const REAL *in, ptrdiff_t in_row, ptrdiff_t in_step, ptrdiff_t rows, ptrdiff_t columns) {
-    const ptrdiff_t wide = round_up(columns, LANES);
-    for (ptrdiff_t r = 0; r < rows; r++, in += in_row, out += wide) {
-        if (in_step == 1)
-            for (ptrdiff_t j = 0; j < wide; j += LANES) F(store)(out + j, F(load_part)(in + j, columns - j));
-        else
-            for (ptrdiff_t j = 0; j < wide; j++) out[j] = j < columns ? in[j * in_step] : 0;
-    }
+    const pyrnn_in matrix = {in, {in_row, in_step, 0}};
+    F(pack_columns)(out, &matrix, 0, round_up(columns, LANES), columns, rows);
 }
 
 /* A panel past which rows go in tiles of about the same height. All is in cache, so nothing is fetched ahead: what lies behind
@@ -198,8 +177,7 @@ typedef struct {
 
 /* Lanes j + i of a row with first <= j + i < last. */
 static inline F(ivec) F(lanes_within)(ptrdiff_t j, ptrdiff_t first, ptrdiff_t last) {
-    F(ivec) lane = {0};
-    for (int i = 0; i < LANES; i++) lane[i] = i;
+    const F(ivec) lane = F(lane_numbers)();
     return (lane >= (VEC_INT)larger(0, smaller(LANES, first - j))) & (lane < (VEC_INT)larger(0, smaller(LANES, last - j)));
 }
 
@@ -242,7 +220,7 @@ static inline REAL F(mask_row)(
     const pyrnn_attention *p, ptrdiff_t b, F(place) row, range_t seen, ptrdiff_t split, REAL *scores, ptrdiff_t from, ptrdiff_t to,
     REAL *added, F(scoring) *how
 ) {
-    const REAL factor = (REAL)(p->scale * 1.4426950408889634074);
+    const REAL factor = (REAL)(p->scale * M_LOG2E);
     const ptrdiff_t first = seen.first - split, last = seen.last - split;
     how->scale = F(all)(factor);
     how->added = NULL;

@@ -210,8 +210,8 @@ static void F(pack_columns)(REAL *panel, const pyrnn_in *w, ptrdiff_t column, pt
     const ptrdiff_t wide = smaller(width, N - column);
     for (ptrdiff_t k = 0; k < K; k++, panel += width) {
         const REAL *in = F(at)(w, k, column, 0);
-        if (wide == width && w->stride[1] == 1)
-            for (ptrdiff_t j = 0; j < width; j += LANES) F(store)(panel + j, F(load)(in + j));
+        if (w->stride[1] == 1)
+            for (ptrdiff_t j = 0; j < width; j += LANES) F(store)(panel + j, F(load_part)(in + j, wide - j));
         else
             for (ptrdiff_t j = 0; j < width; j++) panel[j] = j < wide ? in[j * w->stride[1]] : 0;
     }

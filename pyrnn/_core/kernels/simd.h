@@ -191,12 +191,12 @@ static inline F(vec) F(scale)(F(vec) x, F(vec) n, F(vec) shifted, REAL magic) {
 #endif
 }
 
-#if defined(__AVX512F__)
 static inline F(ivec) F(lane_numbers)(void) {
     F(ivec) lane = {0};
     for (int i = 0; i < LANES; i++) lane[i] = i;
     return lane;
 }
+#if defined(__AVX512F__)
 /* Lane i is element index[i] of a followed by b. */
 static inline F(vec) F(pick)(F(vec) a, F(ivec) index, F(vec) b) {
 #if REAL_BYTES == 4
