@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .words import parse
+
 OPS = ("full", "causal", "window")
 WINDOW = 256
 """The keys that a query of ``window`` attends to: its own and those before it."""
@@ -183,20 +185,19 @@ def parse_shapes(text: str) -> list[Shape]:
     ValueError
         A word is none of these, or Hq is no multiple of Hkv.
     """
-    shapes: list[Shape] = []
-    for word in map(str.strip, text.split(",")):
-        sizes = word.split("x")
-        heads = sizes[1].split("/") if len(sizes) == 4 else []
-        numbers = [*sizes[:1], *heads, *sizes[2:]]
-        if word in SETS:
-            shapes += SETS[word]
-            continue
-        if len(heads) not in (1, 2) or not all(number.isdecimal() and int(number) for number in numbers):
-            raise ValueError(f"expected {FORM} or one of {', '.join(SETS)}, comma-separated, got {word!r}")
-        if int(heads[0]) % int(heads[-1]):
-            raise ValueError(f"expected Hq that is a multiple of Hkv, got {word!r}")
-        shapes.append((int(sizes[0]), int(heads[0]), int(heads[-1]), int(sizes[2]), int(sizes[3])))
-    return list(dict.fromkeys(shapes))
+    return parse(text, SETS, FORM, _shape_of)
+
+
+def _shape_of(word: str) -> Shape | None:
+    """Return the shape that a word is, or None."""
+    sizes = word.split("x")
+    heads = sizes[1].split("/") if len(sizes) == 4 else []
+    numbers = [*sizes[:1], *heads, *sizes[2:]]
+    if len(heads) not in (1, 2) or not all(number.isdecimal() and int(number) for number in numbers):
+        return None
+    if int(heads[0]) % int(heads[-1]):
+        raise ValueError(f"expected Hq that is a multiple of Hkv, got {word!r}")
+    return int(sizes[0]), int(heads[0]), int(heads[-1]), int(sizes[2]), int(sizes[3])
 
 
 def draw_shapes(count: int, seed: int) -> list[Shape]:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .words import parse
+
 OPS = ("dense", "depthwise")
 TIMED = ("forward", "op", "train")
 MODES = {mode: (mode,) for mode in TIMED}
@@ -131,17 +133,16 @@ def parse_shapes(text: str) -> list[Shape]:
     ValueError
         A word is none of these.
     """
-    shapes: list[Shape] = []
-    for word in map(str.strip, text.split(",")):
-        sizes = WORD.fullmatch(word)
-        if word in SETS:
-            shapes += SETS[word]
-        elif sizes:
-            B, T, inputs, outputs, taps, dilation = sizes.groups()
-            shapes.append((int(B), int(T), int(inputs), int(outputs or inputs), int(taps or 3), int(dilation or 1)))
-        else:
-            raise ValueError(f"expected {FORM}, or one of {', '.join(SETS)}, comma-separated, got {word!r}")
-    return list(dict.fromkeys(shapes))
+    return parse(text, SETS, f"{FORM},", _shape_of)
+
+
+def _shape_of(word: str) -> Shape | None:
+    """Return the shape that a word is, or None."""
+    sizes = WORD.fullmatch(word)
+    if not sizes:
+        return None
+    B, T, inputs, outputs, taps, dilation = sizes.groups()
+    return int(B), int(T), int(inputs), int(outputs or inputs), int(taps or 3), int(dilation or 1)
 
 
 def draw_shapes(count: int, seed: int) -> list[Shape]:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .words import parse
+
 OPS = ("tcn", "wavenet", "transformer")
 TIMED = ("step",)
 MODES = {"step": ("step",)}
@@ -126,17 +128,16 @@ def parse_shapes(text: str) -> list[Shape]:
     ValueError
         A word is none of these.
     """
-    shapes: list[Shape] = []
-    for word in map(str.strip, text.split(",")):
-        sizes = word.split("x")
-        if word in SETS:
-            shapes += SETS[word]
-        elif len(sizes) in (2, 3) and all(size.isdecimal() and int(size) > 0 for size in sizes):
-            C, L, *tokens = map(int, sizes)
-            shapes.append((C, L, *(tokens or [TOKENS])))
-        else:
-            raise ValueError(f"expected {FORM} or one of {', '.join(SETS)}, comma-separated, got {word!r}")
-    return list(dict.fromkeys(shapes))
+    return parse(text, SETS, FORM, _shape_of)
+
+
+def _shape_of(word: str) -> Shape | None:
+    """Return the shape that a word is, or None."""
+    sizes = word.split("x")
+    if len(sizes) not in (2, 3) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        return None
+    C, L, *tokens = map(int, sizes)
+    return C, L, *(tokens or [TOKENS])
 
 
 def draw_shapes(count: int, seed: int) -> list[Shape]:

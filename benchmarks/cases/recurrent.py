@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .words import parse
+
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 OPS = tuple(GATES)
 TIMED = ("forward", "op", "train", "step", "ragged-forward", "ragged-train", "stacked-forward", "stacked-train")
@@ -196,17 +198,16 @@ def parse_shapes(text: str) -> list[Shape]:
     ValueError
         A word is none of these.
     """
-    shapes: list[Shape] = []
-    for word in text.split(","):
-        sizes = word.strip().split("x")
-        if word.strip() in SETS:
-            shapes += SETS[word.strip()]
-        elif len(sizes) in (3, 4) and all(size.isdecimal() and int(size) > 0 for size in sizes):
-            B, T, *features = map(int, sizes)
-            shapes.append((B, T, features[0], features[-1]))
-        else:
-            raise ValueError(f"expected {FORM} or one of {', '.join(SETS)}, comma-separated, got {word!r}")
-    return list(dict.fromkeys(shapes))
+    return parse(text, SETS, FORM, _shape_of)
+
+
+def _shape_of(word: str) -> Shape | None:
+    """Return the shape that a word is, or None."""
+    sizes = word.split("x")
+    if len(sizes) not in (3, 4) or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        return None
+    B, T, *features = map(int, sizes)
+    return B, T, features[0], features[-1]
 
 
 def draw_shapes(count: int, seed: int) -> list[Shape]:

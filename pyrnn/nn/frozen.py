@@ -40,6 +40,14 @@ def _chain(steps: list[Step]) -> Step:
     return chain
 
 
+def into(out: Any, y: Any) -> Any:
+    """Return y, written into ``out`` where that is given."""
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
 class Kept:
     """A step that keeps its state elsewhere than in the arrays that it began at: ``state()`` gives it."""
 
@@ -101,10 +109,7 @@ class FrozenLayer(Part):
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
         y = self.layer.predict(x)
-        if out is None:
-            return y, ()
-        out[...] = y
-        return out, ()
+        return into(out, y), ()
 
 
 class FrozenLinear(Part):

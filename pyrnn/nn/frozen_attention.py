@@ -13,7 +13,7 @@ from ..ops import basic
 from ..ops.attention import ATTENTION
 from ._sequence import blank, without_padding
 from .cache import Cache, check_cache, initial_cache, is_uniform
-from .frozen import FrozenLinear, Kept, Part
+from .frozen import FrozenLinear, Kept, Part, into
 from .heads import Attend, merged
 from .positions import BLOCK, check_bound, wave_block, waves
 
@@ -76,10 +76,7 @@ class FrozenAttention(Part):
         x, counts, padding = without_padding(x, lengths, self.heads.embed_dim, self.dtype)
         y, after = self.attend(x, state, counts)
         y = y if padding is None else blank(y, padding)
-        if out is None:
-            return y, after
-        out[...] = y
-        return out, after
+        return into(out, y), after
 
     def attend(self, x: Any, state: Any, counts: Any) -> tuple[Any, Any]:
         """Attend among the steps of what was checked; what comes of padding is not blanked."""

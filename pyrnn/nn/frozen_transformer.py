@@ -13,7 +13,7 @@ from ..backend import choose
 from ..ops import basic
 from ._checks import check_array, check_positions
 from ._sequence import blank, in_turn, padding_of, without_padding
-from .frozen import FrozenSequential, Kept, Part, Step
+from .frozen import FrozenSequential, Kept, Part, Step, into
 from .frozen_attention import FrozenAttention, frozen_linear, plain_attention
 from .heads import merged
 
@@ -73,10 +73,7 @@ class FrozenNorm(Part):
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
         y = self.map(x)
-        if out is None:
-            return y, ()
-        out[...] = y
-        return out, ()
+        return into(out, y), ()
 
 
 class FrozenEncoderLayer(Part):
@@ -127,10 +124,7 @@ class FrozenEncoderLayer(Part):
         x, counts, padding = without_padding(x, lengths, self.attention.heads.embed_dim, self.dtype)
         y, after = self._run(x, state, counts)
         y = y if padding is None else blank(y, padding)
-        if out is None:
-            return y, after
-        out[...] = y
-        return out, after
+        return into(out, y), after
 
     def _run(self, x: Any, state: Any, counts: Any) -> tuple[Any, Any]:
         def attend(x: Any) -> Any:
@@ -149,10 +143,7 @@ class FrozenEncoderLayer(Part):
 
         def step(x: Any, out: Any) -> Any:
             y = run(x)
-            if out is None:
-                return y
-            out[...] = y
-            return out
+            return into(out, y)
 
         return step
 

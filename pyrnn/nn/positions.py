@@ -17,7 +17,7 @@ from ..ops import basic
 from . import init
 from ._checks import check_array, check_dtype, check_positions
 from ._sequence import blank, padding_of
-from .frozen import Part, Step
+from .frozen import Part, Step, into
 from .init import Seed
 from .layers import as_tensor
 from .module import Parameter, SequenceLayer, Shapes, registered
@@ -242,10 +242,7 @@ class FrozenPositions(Part):
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
         y, after = self.layer.predict(x, state, lengths=lengths)
-        if out is None:
-            return y, after
-        out[...] = y
-        return out, after
+        return into(out, y), after
 
     def initial_state(self, batch: int) -> tuple[Any, ...]:
         state: tuple[Any, ...] = self.layer.initial_state(batch)

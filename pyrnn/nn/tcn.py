@@ -13,7 +13,7 @@ from ..autograd import Tensor, functions
 from ._checks import check_array, check_dtype, check_probability
 from ._sequence import blank, padding_of
 from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv, keeping
-from .frozen import Part, Step
+from .frozen import Part, Step, into
 from .init import Seed
 from .layers import as_tensor
 from .layers import dropout as drop
@@ -242,10 +242,7 @@ class FrozenTCN(FrozenContexts):
                 new += after
             y += x if block.downsample is None else block.downsample.run(x, None, lengths)[0]
             x = activate(y, y)
-        if out is None:
-            return x, tuple(new)
-        out[...] = x
-        return out, tuple(new)
+        return into(out, x), tuple(new)
 
     def step(self, state: tuple[Any, ...]) -> Step:
         xp, batch, activate = self.backend.xp, len(state[0]), self._activation()

@@ -11,7 +11,7 @@ from .._checks import check_count, check_flag
 from ..autograd import Tensor, functions
 from ._checks import check_array, check_dtype
 from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv, keeping
-from .frozen import Part, Step
+from .frozen import Part, Step, into
 from .init import Seed
 from .module import Module, Shapes, registered
 
@@ -221,10 +221,7 @@ class FrozenWaveNet(FrozenContexts):
             skips += added[..., -self.skip :]
         for conv in self.head:
             skips, _ = conv.run(xp.maximum(skips, 0, out=skips), None, lengths)
-        if out is None:
-            return skips, new
-        out[...] = skips
-        return out, new
+        return into(out, skips), new
 
     def step(self, state: tuple[Any, ...]) -> Step:
         xp, batch, dtype = self.backend.xp, len(state[0]), self.dtype
