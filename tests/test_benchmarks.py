@@ -7,8 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 
 import pyrnn
-from pyrnn import nn
 from pyrnn.backend import choose
 
 ROOT = Path(__file__).parents[1]
@@ -218,14 +216,6 @@ ATTENTION_SHAPES = ("1x2x40x8", "2x4/2x30x16", "1x2x300x8")  # the last is longe
 CONV_SHAPES = ("2x30x8k3d4", "1x20x6x10k2d30")
 
 
-@pytest.fixture
-def has_families() -> Iterator[None]:
-    """Run on the default backend, or on the reference where that has no attention or no convolution yet."""
-    missing_here = [op for op in ("attention", "causal_conv1d") if not choose(op).has(op)]
-    with pyrnn.use_backend("reference") if missing_here else nullcontext():
-        yield
-
-
 def family_cases(name: str, dtype: str) -> list[Any]:
     family = FAMILIES[name]
     shapes = family.parse_shapes(",".join(ATTENTION_SHAPES if name == "attention" else CONV_SHAPES))
@@ -233,7 +223,6 @@ def family_cases(name: str, dtype: str) -> list[Any]:
     return [case for mode in modes for case in family.plan(list(family.OPS), mode, shapes, dtype)[0]]
 
 
-@pytest.mark.usefixtures("has_families")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["attention", "conv"])
 @pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino", "reference"])
@@ -257,7 +246,6 @@ def test_peers_of_other_families_give_the_same_results(peer: str, name: str, dty
     assert compared or dtype == "float64"
 
 
-@pytest.mark.usefixtures("has_families")
 @pytest.mark.parametrize("mode", ["forward", "train", "decode"])
 @pytest.mark.parametrize("op", ["full", "causal", "window"])
 @pytest.mark.parametrize("group", [1, 2])
@@ -275,7 +263,6 @@ def test_every_form_of_attention_gives_the_same_results(op: str, mode: str, grou
         assert not differences(expected, run.results(), "float32"), name
 
 
-@pytest.mark.usefixtures("has_families")
 @pytest.mark.parametrize("mode", ["forward", "decode"])
 @pytest.mark.parametrize("op", ["full", "causal", "window"])
 def test_every_operator_of_onnx_runtime_gives_the_same_results(op: str, mode: str) -> None:
@@ -293,7 +280,6 @@ def test_every_operator_of_onnx_runtime_gives_the_same_results(op: str, mode: st
         assert not differences(expected, run.results(), "float32"), name
 
 
-@pytest.mark.usefixtures("has_families")
 @pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("op", ["dense", "depthwise"])
 def test_every_form_of_convolution_gives_the_same_results(op: str, mode: str) -> None:
@@ -335,7 +321,6 @@ def test_the_quickest_form_is_taken() -> None:
         quickest({"unable": unable})
 
 
-@pytest.mark.usefixtures("has_families")
 def test_a_wrong_mask_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.contenders.ours import attention as ours_attention
 
@@ -353,7 +338,6 @@ def test_a_wrong_mask_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "| reference | full | forward | 1 |" in told.out
 
 
-@pytest.mark.usefixtures("has_families")
 def test_other_families_by_the_command_line(tmp_path: Path) -> None:
     file, picture = tmp_path / "attention.json", tmp_path / "attention.png"
     words = "--family attention --mode forward,train,decode --shapes 1x4/2x20x8 --peers none --rounds 1 --json"
@@ -375,7 +359,6 @@ def test_other_families_by_the_command_line(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
-@pytest.mark.usefixtures("has_families")
 def test_memory_of_attention(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYRNN_BACKEND", choose("attention").name)  # it is measured in a process of its own
     words = "--family attention --ops causal --mode memory --shapes 1x1x512x8 --peers none"
@@ -459,16 +442,11 @@ def test_shapes_of_convolutions() -> None:
 
 # --- models, step by step ------------------------------------------------------------------------------------------
 
-LAYERS = {"tcn": "TCN", "wavenet": "WaveNet", "transformer": "Transformer"}
-
 
 def model_case(op: str, dtype: str = "float32") -> Any:
-    if not hasattr(nn, LAYERS[op]):
-        pytest.skip(f"there is no pyrnn.nn.{LAYERS[op]}")
     return models.Case(op, "step", 8, 3, 5, dtype)
 
 
-@pytest.mark.usefixtures("has_families")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("op", models.OPS)
 def test_models_give_the_same_results_in_every_form(op: str, dtype: str) -> None:
@@ -485,7 +463,6 @@ def test_models_give_the_same_results_in_every_form(op: str, dtype: str) -> None
         assert not differences(expected, run.results(), dtype), name
 
 
-@pytest.mark.usefixtures("has_families")
 @pytest.mark.parametrize("op", models.OPS)
 def test_a_models_weights_are_counted(op: str) -> None:
     case = model_case(op)
@@ -494,11 +471,9 @@ def test_a_models_weights_are_counted(op: str) -> None:
     assert case.weights == sum(array.size for array in matrices) - sum(array.size for array in lengths)
 
 
-@pytest.mark.usefixtures("has_families")
-def test_models_by_the_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", ["tcn", "transformer"])
+def test_models_by_the_command_line(tmp_path: Path, op: str) -> None:
     file = tmp_path / "models.json"
-    op = next((op for op in models.OPS if hasattr(nn, LAYERS[op])), "tcn")
-    model_case(op)
     words = f"--family models --ops {op} --shapes 8x2x5,8x2 --peers none --rounds 1 --json"
     assert main([*words.split(), str(file)]) == 0
     cells = json.loads(file.read_text())["cells"]
