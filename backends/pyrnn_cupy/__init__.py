@@ -1,0 +1,26 @@
+"""The CuPy plugin: the recurrent family on an NVIDIA GPU, by kernels of its own.
+
+It is a backend as anybody's would be, registered by entry point and built on the public plugin API alone. ``recurrent``
+describes a call and plans its launch (``plans``); the kernels are CUDA C++ in ``kernels``, compiled by NVRTC through CuPy for
+the sizes met (``modules``); products of matrices are cuBLAS's (``matrix``).
+"""
+
+from __future__ import annotations
+
+from pyrnn import BackendUnavailableError
+
+try:
+    import cupy as _cupy
+except ModuleNotFoundError as error:
+    raise BackendUnavailableError("cupy", "CuPy is not installed", 'pip install "pyrnn[cuda13]"') from error
+
+try:
+    _devices = _cupy.cuda.runtime.getDeviceCount()
+except Exception as error:  # CuPy's own, without a driver or with one that is too old
+    raise BackendUnavailableError("cupy", f"CuPy finds no GPU: {error}") from error
+if not _devices:
+    raise BackendUnavailableError("cupy", "CuPy finds no GPU: the driver lists none")
+
+from .backend import CupyBackend  # noqa: E402 (it needs a GPU)
+
+__all__ = ["CupyBackend"]

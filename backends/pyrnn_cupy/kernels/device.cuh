@@ -1,0 +1,59 @@
+/* What kernels take from the device beside C++: memory that other blocks write, and the matrix units.
+
+   Where PYRNN_ON_CPU is defined (the tests run every kernel on the CPU), the same names come from there. */
+#pragma once
+
+#ifdef PYRNN_ON_CPU
+#define load_acquire pyrnn_cpu_load_acquire
+#define store_release pyrnn_cpu_store_release
+#define mma_bf16 pyrnn_cpu_mma_bf16
+#define mma_tf32 pyrnn_cpu_mma_tf32
+#define spin_pause pyrnn_spin_pause
+#else
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned *at) {
+    unsigned value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_release(unsigned *at, unsigned value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+
+/* Nothing: whoever spins waits for a microsecond at most, and a sleep takes longer. */
+__device__ __forceinline__ void spin_pause() {}
+
+/* c += a · b for 16 rows, 8 columns and a depth of 16, of bfloat16 in pairs; fragments as the PTX ISA lays them out. */
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* The same for a depth of 8, of TF32. */
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+/* The nearest bfloat16, ties to even, in the low half; NaN stays NaN. */
+__device__ __forceinline__ unsigned to_bf16(float x) {
+    const unsigned bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+/* The nearest TF32: ten bits of fraction. */
+__device__ __forceinline__ unsigned to_tf32(float x) {
+    const unsigned bits = __float_as_uint(x);
+    if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
+    return (bits + 0xfffu + ((bits >> 13) & 1u)) & 0xffffe000u;
+}
+
+/* Sixteen bytes of shared or global memory at once. */
+template <typename T> struct alignas(16) Pack {
+    T at[16 / sizeof(T)];
+};

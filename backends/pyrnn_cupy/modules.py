@@ -1,0 +1,38 @@
+"""Kernels, compiled by NVRTC for the sizes met, and kept: by CuPy on disk too."""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
+
+import cupy
+
+NULL = cupy.uintp(0)  # what a kernel gets for an array that is not given
+
+
+@cache
+def source(name: str) -> str:
+    """Return a file of ``kernels`` with what it includes in place, so that the text alone decides what is compiled."""
+    text = (resources.files(__package__) / "kernels" / name).read_text()
+    return re.sub(r'^#include "([^"]+)"$', lambda match: source(match[1]), text, flags=re.M).replace("#pragma once\n", "")
+
+
+@lru_cache(maxsize=512)
+def module(name: str, cooperative: bool = False, **constants: Any) -> Any:
+    """Return the kernels of a file, compiled with constants for this device (a key, since a module belongs to one)."""
+    constants.pop("device", None)
+    options = ("-std=c++17", *(f"-D{key}={value}" for key, value in constants.items()))
+    return cupy.RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
+
+
+@lru_cache(maxsize=1024)
+def kernel(name: str, function: str, cooperative: bool = False, **constants: Any) -> Any:
+    """Return one kernel of a file, for the current device."""
+    return module(name, cooperative, **constants).get_function(function)
+
+
+def given(array: Any) -> Any:
+    """Return an array for a kernel that takes a null pointer where there is none."""
+    return NULL if array is None else array

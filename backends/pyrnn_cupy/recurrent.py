@@ -1,0 +1,292 @@
+"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, steps by the kernels of ``recurrent.cu``.
+
+Where the recurrent weights find no room in the device's registers, and for a GRU that resets before its product, the steps
+are products by cuBLAS and the cells of ``steps.cu``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from pyrnn.backend import current_compute
+
+from . import plans
+from .matrix import product
+from .modules import given, kernel
+
+RNN_TANH, RNN_RELU, LSTM, GRU, GRU_BEFORE = range(5)  # as in cells.cuh
+GATES = (1, 1, 4, 3, 3)
+GRADIENTS = (1, 1, 4, 4, 3)
+COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
+STEP_THREADS = 256
+
+
+class Rows(NamedTuple):
+    """The rows of a call on the device, longest first: see ``Sequence`` in cells.cuh.
+
+    ``valid`` has the places of the valid steps in (B·T), None where that is all; ``active`` how many rows have each step.
+    """
+
+    rows: Any
+    lengths: Any
+    firsts: Any
+    valid: Any
+    active: np.ndarray
+    total: int
+
+
+@cache
+def _uniform(device: int, batch: int, time: int) -> Rows:
+    return _rows(np.full(batch, time, np.int64), time)
+
+
+def _rows(lengths: np.ndarray, time: int) -> Rows:
+    order = np.argsort(-lengths, kind="stable")
+    firsts = np.concatenate([[0], np.cumsum(lengths)])
+    total = int(firsts[-1])
+    full = total == len(lengths) * time
+    steps = np.arange(int(lengths.max(initial=0)))
+    # One copy to the device for all of it.
+    host = [order.astype(np.int32), lengths[order].astype(np.int32), firsts[:-1][order]]
+    if not full:
+        host.append(np.flatnonzero(np.arange(time) < lengths[:, None]))
+    buffer = cupy.asarray(np.concatenate([part.view(np.uint8) for part in host]))
+    parts, at = [], 0
+    for part in host:
+        parts.append(buffer[at : at + part.nbytes].view(part.dtype))
+        at += part.nbytes
+    return Rows(*parts[:3], None if full else parts[3], (lengths > steps[:, None]).sum(1), total)
+
+
+@cache
+def _device(number: int) -> plans.Device:
+    attributes = cupy.cuda.Device(number).attributes
+    return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+
+
+class Saved(NamedTuple):
+    """What a forward keeps: the call, and of the valid steps the gates and an LSTM's c, a GRU's q or r·h."""
+
+    cell: int
+    arrays: Any
+    config: Any
+    compute: str | None
+    rows: Rows
+    gates: Any
+    extra: Any
+    y: Any
+
+
+class Call:
+    """What the kernels of a call have in common."""
+
+    def __init__(self, cell: int, arrays: Any, config: Any, compute: str | None, rows: Rows) -> None:
+        self.cell, self.rows = cell, rows
+        batch, time, _ = arrays.x.shape
+        self.batch, self.hidden, self.dtype = batch, arrays.w_hh.shape[1], arrays.x.dtype
+        self.compute = None if self.dtype == np.float64 else compute
+        self.device = cupy.cuda.Device().id
+        sizes = (np.int32(value) for value in (batch, time, self.hidden, config.reverse))
+        self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
+        self.constants = {"REAL": "double" if self.dtype == np.float64 else "float", "CELL": cell, "device": self.device}
+
+    def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
+        """Return how the steps run in one launch, or None if they can't."""
+        if self.cell == GRU_BEFORE:
+            return None
+        size = self.dtype.itemsize
+        return plans.plan(_device(self.device), self.hidden, self.batch, sums, depth, size, self.compute, states)
+
+    def launch_sequence(self, name: str, plan: plans.Plan, sums: int, depth: int, *arguments: Any) -> None:
+        """Run a kernel of ``recurrent.cu``."""
+        run = kernel(
+            "recurrent.cu", name, cooperative=True, COMPUTE=COMPUTE[self.compute], SUMS=sums, DEPTH=depth,
+            **plan.constants(), **self.constants,
+        )  # fmt: skip
+        run.max_dynamic_shared_size_bytes = plan.shared
+        operand = np.uint16 if self.compute == "bfloat16" else self.dtype
+        exchange = cupy.zeros((2, self.batch, plan.padded), operand)
+        flags = cupy.zeros(plan.groups * plan.blocks, np.uint32)
+        run(
+            (plan.blocks, plan.groups), (plans.THREADS,), (*self.sequence, *arguments, exchange, flags),
+            shared_mem=plan.shared,
+        )  # fmt: skip
+
+    def launch_step(self, name: str, active: int, step: int, phase: int, *arguments: Any) -> None:
+        """Run a kernel of ``steps.cu`` over the rows that have a step."""
+        run = kernel("steps.cu", name, **self.constants)
+        blocks = -(-active * self.hidden // STEP_THREADS)
+        numbers = (np.int32(value) for value in (active, step, phase))
+        run((blocks,), (STEP_THREADS,), (*self.sequence, *numbers, *arguments))
+
+
+def _packed(x: Any, rows: Rows) -> Any:
+    """Return the valid steps of (B, T, F), one below the other."""
+    steps = x.reshape(-1, x.shape[2])
+    return steps if rows.valid is None else steps[rows.valid]
+
+
+def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]:
+    x, w_hh = arrays.x, arrays.w_hh
+    batch, time, _ = x.shape
+    hidden, gates, dtype = w_hh.shape[1], GATES[cell], x.dtype
+    keep = needs is not None
+    rows = _uniform(cupy.cuda.Device().id, batch, time) if config.lengths is None else _rows(config.lengths, time)
+    call = Call(cell, arrays, config, current_compute(), rows)
+    w_hh, b_hn, h0 = (
+        None if array is None else cupy.ascontiguousarray(array)
+        for array in (w_hh, getattr(arrays, "b_hn", None), arrays.h0)
+    )
+    c0 = None if getattr(arrays, "c0", None) is None else cupy.ascontiguousarray(arrays.c0)
+    kept = product(_packed(x, rows), arrays.w_ih.T, compute=call.compute)
+    if arrays.b is not None:
+        kept += arrays.b
+    y = (cupy.empty if rows.valid is None else cupy.zeros)((batch, time, hidden), dtype)
+    h_n, c_n = (
+        cupy.zeros((batch, hidden), dtype) if start is None else start.copy() for start in (h0, c0 if cell == LSTM else None)
+    )
+    extra = cupy.empty((rows.total, hidden), dtype) if cell >= LSTM and keep else None
+    plan = call.plan(gates, hidden, 1)
+    if not rows.total or not hidden:
+        pass
+    elif plan is not None:
+        call.launch_sequence(
+            "forward_sequence", plan, gates, hidden, w_hh, given(b_hn), given(h0), given(c0), kept, given(extra),
+            np.int32(keep), y, h_n, c_n,
+        )  # fmt: skip
+    else:
+        _step_forward(call, w_hh, b_hn, h0, c0, kept, extra, y, h_n, c_n)
+    outputs = (y, h_n, c_n) if cell == LSTM else (y, h_n)
+    arrays = arrays._replace(w_hh=w_hh, h0=h0, **({"c0": c0} if cell == LSTM else {}))
+    return outputs, Saved(cell, arrays, config, call.compute, rows, kept, extra, y) if keep else None
+
+
+def _step_forward(
+    call: Call, w_hh: Any, b_hn: Any, h0: Any, c0: Any, kept: Any, extra: Any, y: Any, h_n: Any, c_n: Any
+) -> None:
+    hidden, rows, before = call.hidden, call.rows, call.cell == GRU_BEFORE
+    h = cupy.zeros((call.batch, hidden), call.dtype) if h0 is None else h0[rows.rows]
+    c = cupy.zeros_like(h) if c0 is None else c0[rows.rows]
+    recurrent = cupy.zeros((call.batch, w_hh.shape[0]), call.dtype)
+    operand = cupy.empty_like(h) if before else h
+    columns = slice(0, 2 * hidden if before else None)
+    for step, active in enumerate(rows.active.tolist()):
+        product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
+        arguments = (recurrent, given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
+        if before:
+            call.launch_step("forward_step", active, step, 0, *arguments)
+            product(operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute)
+        call.launch_step("forward_step", active, step, 1, *arguments)
+
+
+def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
+    cell, arrays, config, compute, rows, gates, extra, y = saved
+    call = Call(cell, arrays, config, compute, rows)
+    batch, time, inputs = arrays.x.shape
+    hidden, dtype, count, planes = call.hidden, call.dtype, GATES[cell], GRADIENTS[cell]
+    w_hh, h0, c0 = arrays.w_hh, arrays.h0, getattr(arrays, "c0", None)
+    dy, dh_n, dc_n = (
+        None if grad is None else cupy.ascontiguousarray(grad)
+        for grad in (grad_outputs.y, grad_outputs.h_n, getattr(grad_outputs, "c_n", None))
+    )
+    d = cupy.empty((rows.total, planes * hidden), dtype)
+    if rows.total and hidden:
+        dh, dc = _back_through_time(call, saved, d, dy, dh_n, dc_n)
+    else:
+        dh, dc = (cupy.zeros((batch, hidden), dtype) if grad is None else grad.copy() for grad in (dh_n, dc_n))
+    # The gradients that the inputs see: all but a GRU's dq, the third of its four.
+    parts = [(slice(0, 2 * hidden), slice(0, 2 * hidden)), (slice(3 * hidden, None), slice(2 * hidden, None))]
+    inward = parts if cell == GRU else [(slice(None), slice(None))]
+    x = _packed(arrays.x, rows)
+    grads: dict[str, Any] = {"h0": dh if needs.h0 else None, "c0": dc if getattr(needs, "c0", False) else None}
+    if needs.x:
+        dx = cupy.empty((rows.total, inputs), dtype)
+        for number, (columns, weights) in enumerate(inward):
+            product(d[:, columns], arrays.w_ih[weights], dx, add=number > 0, compute=compute)
+        grads["x"] = dx.reshape(arrays.x.shape) if rows.valid is None else cupy.zeros((batch * time, inputs), dtype)
+        if rows.valid is not None:
+            grads["x"][rows.valid] = dx
+            grads["x"] = grads["x"].reshape(arrays.x.shape)
+    if needs.w_ih:
+        grads["w_ih"] = cupy.empty(arrays.w_ih.shape, dtype)
+        for columns, weights in inward:
+            product(d[:, columns].T, x, grads["w_ih"][weights], compute=compute)
+    if needs.w_hh:
+        grads["w_hh"] = _recurrent_weight_gradient(call, saved, d)
+    if needs.b:
+        grads["b"] = cupy.concatenate([d[:, columns].sum(0) for columns, _ in inward])
+    if getattr(needs, "b_hn", False):
+        grads["b_hn"] = d[:, 2 * hidden : 3 * hidden].sum(0) if cell == GRU else None
+    return type(needs)(*(grads.get(name) for name in needs._fields))
+
+
+def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_n: Any) -> tuple[Any, Any]:
+    """Fill ``d`` with the gradients of the gates, and return those of the initial states."""
+    cell, arrays, _, _, rows, gates, extra, y = saved
+    w_hh, h0, c0 = arrays.w_hh, arrays.h0, getattr(arrays, "c0", None)
+    hidden, count = call.hidden, GATES[cell]
+    kept = (given(h0), given(c0), gates, given(extra), y, given(dy))
+    plan = call.plan(1, count * hidden, 2)
+    if plan is not None:
+        dh0, dc0 = (cupy.empty((call.batch, hidden), call.dtype) for _ in range(2))
+        call.launch_sequence(
+            "backward_sequence", plan, 1, count * hidden, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0
+        )
+        return dh0, dc0
+    dh, dc = (
+        cupy.zeros((call.batch, hidden), call.dtype) if grad is None else grad[rows.rows] for grad in (dh_n, dc_n)
+    )
+    d_recurrent, d_operand = cupy.empty((call.batch, count * hidden), call.dtype), cupy.empty_like(dh)
+    split = 2 * hidden if cell == GRU_BEFORE else count * hidden
+    for step in range(len(rows.active) - 1, -1, -1):
+        active = int(rows.active[step])
+        arguments = (*kept, d_operand, dh, dc, d_recurrent, d)
+        call.launch_step("backward_step", active, step, 0, *arguments)
+        if cell == GRU_BEFORE:
+            product(d_recurrent[:active, split:], w_hh[split:], d_operand[:active], compute=call.compute)
+            call.launch_step("backward_step", active, step, 1, *arguments)
+        product(d_recurrent[:active, :split], w_hh[:split], dh[:active], add=True, compute=call.compute)
+    dh0, dc0 = cupy.empty_like(dh), cupy.empty_like(dc)
+    dh0[rows.rows], dc0[rows.rows] = dh, dc
+    return dh0, dc0
+
+
+def _recurrent_weight_gradient(call: Call, saved: Saved, d: Any) -> Any:
+    cell, arrays, rows, hidden = call.cell, saved.arrays, call.rows, call.hidden
+    before = cupy.zeros((rows.total, hidden), call.dtype)
+    if before.size:
+        blocks = min(-(-call.batch * arrays.x.shape[1] * hidden // STEP_THREADS), 4096)
+        run = kernel("steps.cu", "states_before", **call.constants)
+        run((blocks,), (STEP_THREADS,), (*call.sequence, saved.y, given(arrays.h0), before))
+    if cell != GRU_BEFORE:
+        return product(d[:, : GATES[cell] * hidden].T, before, compute=call.compute)
+    grad = cupy.empty(arrays.w_hh.shape, call.dtype)
+    product(d[:, : 2 * hidden].T, before, grad[: 2 * hidden], compute=call.compute)
+    product(d[:, 2 * hidden :].T, saved.extra, grad[2 * hidden :], compute=call.compute)
+    return grad
+
+
+class RecurrentOps:
+    """rnn, lstm, gru of the cupy backend."""
+
+    def rnn_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
+        return _forward(RNN_TANH if config.activation == "tanh" else RNN_RELU, arrays, config, needs)
+
+    def lstm_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
+        return _forward(LSTM, arrays, config, needs)
+
+    def gru_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
+        return _forward(GRU if config.reset_after else GRU_BEFORE, arrays, config, needs)
+
+    def rnn_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
+        return _backward(saved, grad_outputs, needs)
+
+    def lstm_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
+        return _backward(saved, grad_outputs, needs)
+
+    def gru_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
+        return _backward(saved, grad_outputs, needs)
