@@ -16,7 +16,9 @@ NULL = cupy.uintp(0)  # what a kernel gets for an array that is not given
 def source(name: str) -> str:
     """Return a file of ``kernels`` with what it includes in place, so that the text alone decides what is compiled."""
     text = (resources.files(__package__) / "kernels" / name).read_text()
-    return re.sub(r'^#include "([^"]+)"$', lambda match: source(match[1]), text, flags=re.M).replace("#pragma once\n", "")
+    return re.sub(r'^#include "([^"]+)"$', lambda match: source(match[1]), text, flags=re.M).replace(
+        "#pragma once\n", ""
+    )
 
 
 @lru_cache(maxsize=512)

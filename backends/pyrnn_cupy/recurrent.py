@@ -1,4 +1,4 @@
-"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, steps by the kernels of ``recurrent.cu``.
+"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, steps by the kernels of ``recurrent.cuh``.
 
 Where the recurrent weights find no room in the device's registers, and for a GRU that resets before its product, the steps
 are products by cuBLAS and the cells of ``steps.cu``.
@@ -65,7 +65,8 @@ def _rows(lengths: np.ndarray, time: int) -> Rows:
 @cache
 def _device(number: int) -> plans.Device:
     attributes = cupy.cuda.Device(number).attributes
-    return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    registers = 128 if attributes["ComputeCapabilityMajor"] >= 9 else 104  # beyond which some kernel spills
+    return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], registers)
 
 
 class Saved(NamedTuple):
@@ -92,7 +93,11 @@ class Call:
         self.device = cupy.cuda.Device().id
         sizes = (np.int32(value) for value in (batch, time, self.hidden, config.reverse))
         self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
-        self.constants = {"REAL": "double" if self.dtype == np.float64 else "float", "CELL": cell, "device": self.device}
+        self.constants = {
+            "REAL": "double" if self.dtype == np.float64 else "float",
+            "CELL": cell,
+            "device": self.device,
+        }
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
         """Return how the steps run in one launch, or None if they can't."""
@@ -101,18 +106,18 @@ class Call:
         size = self.dtype.itemsize
         return plans.plan(_device(self.device), self.hidden, self.batch, sums, depth, size, self.compute, states)
 
-    def launch_sequence(self, name: str, plan: plans.Plan, sums: int, depth: int, *arguments: Any) -> None:
-        """Run a kernel of ``recurrent.cu``."""
+    def launch_sequence(self, direction: str, plan: plans.Plan, sums: int, *arguments: Any) -> None:
+        """Run the kernel that goes forward or backward through the whole sequence."""
         run = kernel(
-            "recurrent.cu", name, cooperative=True, COMPUTE=COMPUTE[self.compute], SUMS=sums, DEPTH=depth,
-            **plan.constants(), **self.constants,
+            f"recurrent_{direction}.cu", f"{direction}_sequence", cooperative=True, COMPUTE=COMPUTE[self.compute],
+            SUMS=sums, **plan.constants(), **self.constants,
         )  # fmt: skip
         run.max_dynamic_shared_size_bytes = plan.shared
         operand = np.uint16 if self.compute == "bfloat16" else self.dtype
         exchange = cupy.zeros((2, self.batch, plan.padded), operand)
         flags = cupy.zeros(plan.groups * plan.blocks, np.uint32)
         run(
-            (plan.blocks, plan.groups), (plans.THREADS,), (*self.sequence, *arguments, exchange, flags),
+            (plan.blocks, plan.groups), (plans.THREADS,), (*self.sequence, np.int32(plan.tile), *arguments, exchange, flags),
             shared_mem=plan.shared,
         )  # fmt: skip
 
@@ -147,7 +152,8 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
         kept += arrays.b
     y = (cupy.empty if rows.valid is None else cupy.zeros)((batch, time, hidden), dtype)
     h_n, c_n = (
-        cupy.zeros((batch, hidden), dtype) if start is None else start.copy() for start in (h0, c0 if cell == LSTM else None)
+        cupy.zeros((batch, hidden), dtype) if start is None else start.copy()
+        for start in (h0, c0 if cell == LSTM else None)
     )
     extra = cupy.empty((rows.total, hidden), dtype) if cell >= LSTM and keep else None
     plan = call.plan(gates, hidden, 1)
@@ -155,7 +161,7 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
         pass
     elif plan is not None:
         call.launch_sequence(
-            "forward_sequence", plan, gates, hidden, w_hh, given(b_hn), given(h0), given(c0), kept, given(extra),
+            "forward", plan, gates, w_hh, given(b_hn), given(h0), given(c0), kept, given(extra),
             np.int32(keep), y, h_n, c_n,
         )  # fmt: skip
     else:
@@ -233,9 +239,7 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
     plan = call.plan(1, count * hidden, 2)
     if plan is not None:
         dh0, dc0 = (cupy.empty((call.batch, hidden), call.dtype) for _ in range(2))
-        call.launch_sequence(
-            "backward_sequence", plan, 1, count * hidden, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0
-        )
+        call.launch_sequence("backward", plan, 1, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0)
         return dh0, dc0
     dh, dc = (
         cupy.zeros((call.batch, hidden), call.dtype) if grad is None else grad[rows.rows] for grad in (dh_n, dc_n)
