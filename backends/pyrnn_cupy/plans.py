@@ -1,4 +1,4 @@
-"""How a recurrent layer is laid over the device: which units and rows a block has, by what registers, memory and time allow."""
+"""How a recurrent layer is laid over the device: the units and rows of a block, by registers, memory and time."""
 
 from __future__ import annotations
 

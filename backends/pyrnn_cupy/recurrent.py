@@ -1,7 +1,7 @@
-"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, steps by the kernels of ``recurrent.cuh``.
+"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, its steps in one launch.
 
-Where the recurrent weights find no room in the device's registers, and for a GRU that resets before its product, the steps
-are products by cuBLAS and the cells of ``steps.cu``.
+Those are the kernels of ``recurrent.cuh``. Where the recurrent weights find no room in the device's registers, and for a
+GRU that resets before its product, the steps are products by cuBLAS and the cells of ``steps.cu``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ STEP_THREADS = 256
 class Rows(NamedTuple):
     """The rows of a call on the device, longest first: see ``Sequence`` in cells.cuh.
 
-    ``valid`` has the places of the valid steps in (B·T), None where that is all; ``active`` how many rows have each step.
+    ``valid`` has the places of the valid steps in (B·T), None where that is all; ``active`` how many rows have each
+    step.
     """
 
     rows: Any
@@ -116,10 +117,8 @@ class Call:
         operand = np.uint16 if self.compute == "bfloat16" else self.dtype
         exchange = cupy.zeros((2, self.batch, plan.padded), operand)
         flags = cupy.zeros(plan.groups * plan.blocks, np.uint32)
-        run(
-            (plan.blocks, plan.groups), (plans.THREADS,), (*self.sequence, np.int32(plan.tile), *arguments, exchange, flags),
-            shared_mem=plan.shared,
-        )  # fmt: skip
+        arguments = (*self.sequence, np.int32(plan.tile), *arguments, exchange, flags)
+        run((plan.blocks, plan.groups), (plans.THREADS,), arguments, shared_mem=plan.shared)
 
     def launch_step(self, name: str, active: int, step: int, phase: int, *arguments: Any) -> None:
         """Run a kernel of ``steps.cu`` over the rows that have a step."""
@@ -190,11 +189,10 @@ def _step_forward(
 
 
 def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
-    cell, arrays, config, compute, rows, gates, extra, y = saved
-    call = Call(cell, arrays, config, compute, rows)
+    cell, arrays, rows, compute = saved.cell, saved.arrays, saved.rows, saved.compute
+    call = Call(cell, arrays, saved.config, compute, rows)
     batch, time, inputs = arrays.x.shape
-    hidden, dtype, count, planes = call.hidden, call.dtype, GATES[cell], GRADIENTS[cell]
-    w_hh, h0, c0 = arrays.w_hh, arrays.h0, getattr(arrays, "c0", None)
+    hidden, dtype, planes = call.hidden, call.dtype, GRADIENTS[cell]
     dy, dh_n, dc_n = (
         None if grad is None else cupy.ascontiguousarray(grad)
         for grad in (grad_outputs.y, grad_outputs.h_n, getattr(grad_outputs, "c_n", None))
