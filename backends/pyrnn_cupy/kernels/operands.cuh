@@ -9,6 +9,8 @@
    Results depend on nothing but a row's own operands: not on the rows beside it. */
 #pragma once
 
+#include "device.cuh"
+
 #define EXACT 0
 #define TF32 1
 #define BF16 2
@@ -176,18 +178,4 @@ __device__ __forceinline__ void stage(Operand *tile, const Operand *from, long l
         const int row = i / packs, pack = i % packs;
         ((int4 *)(tile + row * SHARED_ROW))[pack] = __ldcg((const int4 *)(from + row * row_step) + pack);
     }
-}
-
-/* What a block has told the others of its group, and waits to hear from them: that they have come to `epoch`. */
-__device__ __forceinline__ void tell(unsigned *flags, unsigned epoch) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        store_release(flags + blockIdx.x, epoch);
-    }
-}
-__device__ __forceinline__ void wait(const unsigned *flags, unsigned epoch) {
-    for (int block = threadIdx.x; block < (int)gridDim.x; block += THREADS)
-        while (load_acquire(flags + block) < epoch) spin_pause();
-    __syncthreads();
 }

@@ -12,8 +12,8 @@
        sequence, afterwards. */
 #pragma once
 
-#include "device.cuh"
 #include "cells.cuh"
+#include "flags.cuh"
 #include "operands.cuh"
 
 /* A group's rows: local row r is sorted row r * gridDim.y + group. */
