@@ -4,11 +4,11 @@
 #pragma once
 
 #ifdef PYRNN_ON_CPU
-#define load_acquire pyrnn_cpu_load_acquire
-#define store_release pyrnn_cpu_store_release
-#define mma_bf16 pyrnn_cpu_mma_bf16
-#define mma_tf32 pyrnn_cpu_mma_tf32
+#define load_acquire pyrnn_cpu_ld_acquire_gpu
+#define store_release pyrnn_cpu_st_release_gpu
 #define spin_pause pyrnn_spin_pause
+#define mma_bf16(c, a, b) pyrnn_cpu_mma_m16n8k16_bf16(c, a, b, c)
+#define mma_tf32(c, a, b) pyrnn_cpu_mma_m16n8k8_tf32(c, a, b, c)
 #else
 
 __device__ __forceinline__ unsigned load_acquire(const unsigned *at) {

@@ -20,8 +20,6 @@
 __device__ __forceinline__ int sorted_row(int r) { return r * (int)gridDim.y + (int)blockIdx.y; }
 __device__ __forceinline__ int group_rows(int B) { return (B - (int)blockIdx.y + (int)gridDim.y - 1) / (int)gridDim.y; }
 
-extern __shared__ int4 shared_memory[];
-
 struct Gates {
     REAL of[GATES];
 };

@@ -21,6 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
     const REAL *w_hh, const REAL *h0, const REAL *c0, const REAL *gates, const REAL *extra, const REAL *y,
     const REAL *dy, const REAL *dh_n, const REAL *dc_n, REAL *d_gates, REAL *dh0, REAL *dc0, Operand *exchange, unsigned *flags
 ) {
+    extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const int first = blockIdx.x * UNITS, count = group_rows(B);
     Operand *tile = (Operand *)shared_memory;

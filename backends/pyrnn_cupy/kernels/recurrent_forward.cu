@@ -6,6 +6,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
     const REAL *w_hh, const REAL *b_hn, const REAL *h0, const REAL *c0, REAL *gates, REAL *extra, int keep,
     REAL *y, REAL *h_n, REAL *c_n, Operand *exchange, unsigned *flags
 ) {
+    extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     Operand *tile = (Operand *)shared_memory;
     REAL *parts = (REAL *)(tile + tile_rows * SHARED_ROW), *own = parts + tile_rows * WARPS * COLUMNS; /* [row][unit]: c, or h */
