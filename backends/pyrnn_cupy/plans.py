@@ -99,11 +99,13 @@ def plan(
         groups = max(1, min(-(-batch // least), device.processors // blocks))
         rows = -(-batch // groups)
         fixed = rows * units * states * itemsize
-        each = row * operand + WARPS * sums * units * itemsize
-        tile = min(_round_up(rows, least), MOST_ROWS, (device.shared - fixed) // each // least * least)
-        if tile < least:
+        rounded, parts = _round_up(rows, least), WARPS * sums * units * itemsize
+        for tile, buffers in ((rounded, 1), (16, 2), (least, 2)):
+            shared = fixed + tile * (buffers * row * operand + parts)
+            if shared <= device.shared and tile <= MOST_ROWS and (buffers == 1 or tile < rows):
+                break
+        else:
             continue
-        rounded = _round_up(rows, least)
         work = rounded * sums * padded * (units if compute is None else max(units, 8 // sums)) * (itemsize // 4)
         cycles = (
             work / PRODUCTS[compute]
@@ -111,5 +113,5 @@ def plan(
             + -(-rows * units // THREADS) * CELL * sums
             + (FLAGS + 2 * blocks if blocks > 1 else 0)
         )
-        plans.append(Plan(units, rounds, tile, padded, blocks, groups, fixed + tile * each, cycles))
+        plans.append(Plan(units, rounds, tile, padded, blocks, groups, shared, cycles))
     return min(plans, key=lambda p: p.cycles, default=None)

@@ -171,11 +171,11 @@ __device__ __forceinline__ REAL total(const REAL *parts, int row, int sum, int u
     return value;
 }
 
-/* Rows of an exchange [rows][PADDED], `row_step` apart, into a tile; past L1, which may hold what has been overwritten. */
+/* Begin to copy rows of an exchange, `row_step` apart, into a tile. */
 __device__ __forceinline__ void stage(Operand *tile, const Operand *from, long long row_step, int rows) {
     const int packs = PADDED * (int)sizeof(Operand) / 16;
     for (int i = threadIdx.x; i < rows * packs; i += THREADS) {
         const int row = i / packs, pack = i % packs;
-        ((int4 *)(tile + row * SHARED_ROW))[pack] = __ldcg((const int4 *)(from + row * row_step) + pack);
+        copy_async((int4 *)(tile + row * SHARED_ROW) + pack, (const int4 *)(from + row * row_step) + pack);
     }
 }

@@ -20,6 +20,9 @@
 __device__ __forceinline__ int sorted_row(int r) { return r * (int)gridDim.y + (int)blockIdx.y; }
 __device__ __forceinline__ int group_rows(int B) { return (B - (int)blockIdx.y + (int)gridDim.y - 1) / (int)gridDim.y; }
 
+/* Tiles of operands in shared memory: one is fetched while another is multiplied, where a group has more rows than a tile. */
+__device__ __forceinline__ int buffers(int rows, int tile_rows) { return rows > tile_rows ? 2 : 1; }
+
 struct Gates {
     REAL of[GATES];
 };

@@ -24,8 +24,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
     extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const int first = blockIdx.x * UNITS, count = group_rows(B);
-    Operand *tile = (Operand *)shared_memory;
-    REAL *parts = (REAL *)(tile + tile_rows * SHARED_ROW), *dh = parts + tile_rows * WARPS * COLUMNS, *dc = dh + count * UNITS;
+    Operand *tiles = (Operand *)shared_memory;
+    REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
+    REAL *dh = parts + tile_rows * WARPS * COLUMNS, *dc = dh + count * UNITS; /* [row][unit] */
     const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
     exchange += (long long)blockIdx.y * PADDED;
     flags += blockIdx.y * gridDim.x;
@@ -65,11 +66,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
             ahead = load_kept(
                 q, place_of(q, sorted_row(threadIdx.x / UNITS), s - 1), first + threadIdx.x % UNITS, gates, extra, y, h0, c0, dy);
         wait(flags, steps - s);
+        const auto fetch = [&](int r0) {
+            Operand *tile = tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW;
+            stage(tile, now + r0 * row_step, row_step, min(tile_rows, active - r0));
+        };
+        fetch(0);
+        copies_begun();
         for (int r0 = 0; r0 < active; r0 += tile_rows) {
             const int here = min(tile_rows, active - r0);
-            stage(tile, now + r0 * row_step, row_step, here);
+            if (r0 + tile_rows < active) fetch(r0 + tile_rows);
+            copies_begun();
+            await_copies(1);
             __syncthreads();
-            product.run(tile, here, parts);
+            product.run(tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW, here, parts);
             __syncthreads();
             for (int p = threadIdx.x; p < here * UNITS; p += THREADS) dh[r0 * UNITS + p] += total(parts, p / UNITS, 0, p % UNITS);
         }

@@ -8,9 +8,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
 ) {
     extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
-    Operand *tile = (Operand *)shared_memory;
-    REAL *parts = (REAL *)(tile + tile_rows * SHARED_ROW), *own = parts + tile_rows * WARPS * COLUMNS; /* [row][unit]: c, or h */
     const int first = blockIdx.x * UNITS, count = group_rows(B);
+    Operand *tiles = (Operand *)shared_memory;
+    REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
+    REAL *own = parts + tile_rows * WARPS * COLUMNS; /* [row][unit]: c, or h */
     const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
     exchange += (long long)blockIdx.y * PADDED;
     flags += blockIdx.y * gridDim.x;
@@ -31,7 +32,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
         if (s) wait(flags, s);
         const Operand *now = exchange + (s % 2) * buffer;
         Operand *next = exchange + (1 - s % 2) * buffer;
-        for (int r0 = 0; r0 < active; r0 += tile_rows) {
+        const auto fetch = [&](int r0) {
+            Operand *tile = tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW;
             const int here = min(tile_rows, active - r0);
             if (s) stage(tile, now + r0 * row_step, row_step, here);
             else
@@ -40,8 +42,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
                     const REAL h = h0 && k < H ? h0[(long long)rows[sorted_row(r0 + i / PADDED)] * H + k] : (REAL)0;
                     tile[i / PADDED * SHARED_ROW + k] = to_operand(h);
                 }
+        };
+        fetch(0);
+        copies_begun();
+        for (int r0 = 0; r0 < active; r0 += tile_rows) {
+            const int here = min(tile_rows, active - r0);
+            if (r0 + tile_rows < active) fetch(r0 + tile_rows);
+            copies_begun();
+            await_copies(1);
             __syncthreads();
-            product.run(tile, here, parts);
+            product.run(tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW, here, parts);
             __syncthreads();
             for (int p = threadIdx.x; p < here * UNITS; p += THREADS) {
                 const int r = p / UNITS, unit = first + p % UNITS, m = sorted_row(r0 + r);
