@@ -101,8 +101,8 @@ class Call:
         }
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
-        """Return how the steps run in one launch, or None if they can't."""
-        if self.cell == GRU_BEFORE:
+        """Return how the steps run in one launch, or None if they can't, or there are none."""
+        if self.cell == GRU_BEFORE or not self.hidden or not self.batch:
             return None
         size = self.dtype.itemsize
         return plans.plan(_device(self.device), self.hidden, self.batch, sums, depth, size, self.compute, states)
@@ -131,7 +131,7 @@ class Call:
 
 def _packed(x: Any, rows: Rows) -> Any:
     """Return the valid steps of (B, T, F), one below the other."""
-    steps = x.reshape(-1, x.shape[2])
+    steps = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
     return steps if rows.valid is None else steps[rows.valid]
 
 
@@ -152,7 +152,7 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
     extra = cupy.empty((rows.total, hidden), dtype) if cell >= LSTM and keep else None
     plan = call.plan(gates, hidden, 1)
     if not rows.total or not hidden:
-        pass
+        pass  # there is no step
     elif plan is not None:
         call.launch_sequence(
             "forward", plan, gates, w_hh, given(b), given(b_hn), given(h0), given(c0), kept, given(extra),
