@@ -288,7 +288,8 @@ def _heeded(options: Sequence[str]) -> list[str]:
 
 
 def _run(command: list[str], text: str) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise CompileError(done.stderr)
     return done.stdout
