@@ -474,8 +474,8 @@ def test_nothing_comes_from_or_goes_to_the_host_in_silence(cp: Any) -> None:
     for operation in (
         lambda: x + host, lambda: host + x, lambda: np.add(x, host), lambda: x == host, lambda: cp.exp(host),
         lambda: x.__iadd__(host), lambda: cp.concatenate([x, host]), lambda: cp.where(x > 0, x, host), lambda: x @ host,
-        lambda: x.__add__([1, 2]), lambda: cp.exp([1.0]), lambda: np.asarray(x), lambda: np.array(x), lambda: range(x[0]),
-        lambda: hash(x), lambda: x.astype(D, casting="safe"), lambda: x.sum(where=x > 0),
+        lambda: x.__add__([1, 2]), lambda: cp.exp([1.0]), lambda: np.asarray(x), lambda: np.array(x),
+        lambda: range(x[0]), lambda: hash(x), lambda: x.astype(D, casting="safe"), lambda: x.sum(where=x > 0),
     ):  # fmt: skip
         with pytest.raises(TypeError):
             operation()
