@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import emulator
+import fake_cublas
 import numpy as np
 
 GUARD, ALIGNMENT, UNWRITTEN, OUTSIDE = 512, 512, 0xFF, 0xDB
@@ -922,7 +923,8 @@ _cuda = _Module(
     "cupy.cuda", Device=Device, Stream=Stream, Event=Event, Graph=Graph, MemoryPointer=MemoryPointer, runtime=_runtime,
     driver=_driver, compiler=_Module("cupy.cuda.compiler", CompileException=CompileException),
     is_available=lambda: True, get_current_stream=get_current_stream, alloc=lambda size: MemoryPointer(Memory(size), 0),
-    get_elapsed_time=lambda start, end: 1000 * (end.time - start.time),
+    get_elapsed_time=lambda start, end: 1000 * (end.time - start.time), cublas=fake_cublas,
+    device=_Module("cupy.cuda.device", get_cublas_handle=fake_cublas.get_cublas_handle),
 )  # fmt: skip
 module = _Module(
     "cupy", np, __version__="14.2.0", newaxis=None, ndarray=ndarray, ufunc=ufunc, cuda=_cuda, RawModule=RawModule,
@@ -936,7 +938,7 @@ module = _Module(
     random=_Module("cupy.random", np.random, default_rng=_Generator),
 )  # fmt: skip
 _cupyx = _Module("cupyx", scatter_add=lambda a, index, value: module.add.at(a, index, value))
-_parts_of_it = (module, _cuda, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx)
+_parts_of_it = (module, _cuda, _cuda.device, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx)
 MODULES = {part.__name__: part for part in _parts_of_it}
 
 
