@@ -20,6 +20,7 @@ sys.path.insert(0, str(CUDA))  # no package: NVIDIA's own are called cuda, and t
 
 import emulator  # noqa: E402
 import fake_cupy  # noqa: E402
+import nvrtc  # noqa: E402
 from emulator import CompileError, EmulatorError, Module  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
@@ -709,3 +710,55 @@ def test_pyrnns_own_array_code_runs_on_it(cp: Any) -> None:
     assert type(grad) is cp.ndarray
     np.testing.assert_allclose(float(loss), float(expected), rtol=1e-6)
     np.testing.assert_allclose(grad.get(), expected_grad, rtol=1e-5)
+
+
+# --- NVRTC without a device ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_nvrtc_tells_what_kernels_need(arch: str) -> None:
+    if nvrtc.unavailable():
+        pytest.skip(nvrtc.unavailable())
+    source = """#include <cuda_bf16.h>
+        template <int N> __global__ void __launch_bounds__(64, BLOCKS) many(float* x, int n) {
+            __shared__ float s[64];
+            float a[N];
+            #pragma unroll
+            for (int i = 0; i < N; i++) a[i] = x[i * n];
+            s[threadIdx.x] = a[0];
+            __syncthreads();
+            #pragma unroll 1
+            for (int j = 0; j < n; j++) {
+                #pragma unroll
+                for (int i = 0; i < N; i++) a[i] = fmaf(a[i], a[(i + 1) % N], s[threadIdx.x ^ 1]);
+            }
+            #pragma unroll
+            for (int i = 0; i < N; i++) x[i * n] = __bfloat162float(__float2bfloat16(a[i]));
+        }
+        extern "C" __global__ void simple(float* x) { x[threadIdx.x] += 1; }"""
+    names = ("many<8>", "many<120>")
+    few = nvrtc.compile(source, arch, ("-DBLOCKS=16",), names=names)
+    assert few.cubin[:4] == b"\x7fELF" and set(few.kernels) == {*names, "simple"}
+    assert few.kernels["simple"].registers < few.kernels["many<8>"].registers < few.kernels["many<120>"].registers <= 64
+    assert few.kernels["many<8>"].shared == 256 and few.kernels["simple"].shared == 0
+    assert few.kernels["many<8>"].spill_stores == few.kernels["many<8>"].stack == 0
+    spilt = few.kernels["many<120>"]
+    assert spilt.spill_loads and spilt.spill_stores and spilt.stack
+    enough = nvrtc.compile(source, arch, ("-DBLOCKS=1",), names=names).kernels["many<120>"]
+    assert enough.registers > 120 and enough.spill_loads == enough.spill_stores == 0
+
+
+def test_nvrtc_says_what_is_wrong() -> None:
+    if nvrtc.unavailable():
+        pytest.skip(nvrtc.unavailable())
+    for source, names, message in (
+        ("__global__ void k() { nonsense(); }", (), r'kernel.cu\(1\): error: identifier "nonsense" is undefined'),
+        ("template <int N> __global__ void k() {}", ("other<3>",), "other"),
+        (
+            'extern "C" __global__ void k() { asm volatile("no.such.instruction;"); }',
+            (),
+            "Not a name of any known instruction",
+        ),
+    ):
+        with pytest.raises(nvrtc.CompileError, match=message):
+            nvrtc.compile(source, names=names)
