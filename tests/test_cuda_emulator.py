@@ -724,7 +724,7 @@ def test_nvrtc_tells_what_kernels_need(arch: str) -> None:
             __shared__ float s[64];
             float a[N];
             #pragma unroll
-            for (int i = 0; i < N; i++) a[i] = x[i * n];
+            for (int i = 0; i < N; i++) a[i] = x[32 * i];
             s[threadIdx.x] = a[0];
             __syncthreads();
             #pragma unroll 1
@@ -733,7 +733,7 @@ def test_nvrtc_tells_what_kernels_need(arch: str) -> None:
                 for (int i = 0; i < N; i++) a[i] = fmaf(a[i], a[(i + 1) % N], s[threadIdx.x ^ 1]);
             }
             #pragma unroll
-            for (int i = 0; i < N; i++) x[i * n] = __bfloat162float(__float2bfloat16(a[i]));
+            for (int i = 0; i < N; i++) x[32 * i] = __bfloat162float(__float2bfloat16(a[i]));
         }
         extern "C" __global__ void simple(float* x) { x[threadIdx.x] += 1; }"""
     names = ("many<8>", "many<120>")
