@@ -138,6 +138,42 @@ def test_shared_memory_is_not_zero_at_first() -> None:
     assert np.isnan(out).all()
 
 
+def test_shared_memory_is_declared_in_many_ways() -> None:
+    launch = kernel(
+        """
+        #include <cuda_bf16.h>
+        struct Pair { float a; int b; };
+        __constant__ float table[3] = {1, 2, 4};
+        template <class T> __device__ T* row(T (*rows)[8], int i) { return rows[i]; }
+        __device__ int next(int i) {
+            __shared__ int seen[8];
+            seen[i] = i;
+            __syncthreads();
+            return seen[(i + 1) % 8];
+        }
+        template <class T, int N> __global__ void k(T* x) {
+            __shared__ __align__(16) __nv_bfloat16 low[2][N];
+            static __shared__ Pair pairs[N], *first;
+            volatile __shared__ int count;
+            __shared__ T rows[sizeof(T)][8];
+            extern __shared__ __align__(128) unsigned char raw[];
+            T* kept = reinterpret_cast<T*>(raw) + N;
+            int i = threadIdx.x;
+            if (i == 0) { count = N; first = pairs; }
+            low[1][i] = __float2bfloat16(i);
+            pairs[i] = {(float)i, i};
+            kept[i] = row(rows, 3)[i] = table[i % 3];
+            __syncthreads();
+            x[i] = (float)low[1][i] + first[i].b + count + kept[i] + rows[3][i] + next(i);
+        }""",
+        "k<double, 8>",
+    )
+    x, i = np.zeros(8), np.arange(8)
+    statistics = launch((1,), (8,), (x,), shared=2 * 8 * 8, seed=1)
+    np.testing.assert_array_equal(x, 2 * i + 8 + 2 * np.array([1, 2, 4])[i % 3] + (i + 1) % 8)
+    assert statistics.static_shared == 32 + 64 + 8 + 4 + 512 + 32
+
+
 # --- warps --------------------------------------------------------------------------------------------------------
 
 

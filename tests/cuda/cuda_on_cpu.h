@@ -162,7 +162,6 @@ struct Block {
     unsigned alive, arrived;
     char *dynamic;
     char *shared[MAX_SHARED];
-    bool vote_any, vote_all;
 };
 
 static struct {
@@ -575,7 +574,7 @@ template <class T, class V, class W> T atomicCAS(T *p, V compare, W value) {
 }
 
 #define PYRNN_LOAD(name) template <class T> inline T name(const T *p) { return *p; }
-#define PYRNN_STORE(name) template <class T> inline void name(T *p, T value) { *p = value; }
+#define PYRNN_STORE(name) template <class T> inline void name(T *p, T value) { atomicExch(p, value); }
 PYRNN_LOAD(__ldg) PYRNN_LOAD(__ldcg) PYRNN_LOAD(__ldca) PYRNN_LOAD(__ldcs) PYRNN_LOAD(__ldcv) PYRNN_LOAD(__ldlu)
 PYRNN_STORE(__stcg) PYRNN_STORE(__stwb) PYRNN_STORE(__stcs) PYRNN_STORE(__stwt)
 #undef PYRNN_LOAD

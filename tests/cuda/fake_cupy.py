@@ -153,7 +153,7 @@ class MemoryPool:
     """The memory that is in use."""
 
     def used_bytes(self) -> int:
-        return sum(memory.size for memory in list(_memories.values()))
+        return sum(memory.size for found in _memories.valuerefs() if (memory := found()) is not None)
 
     total_bytes = used_bytes
 
@@ -630,7 +630,8 @@ class RawModule:
         try:
             if self._module is None:
                 how = {"checks": settings.checks, "sanitize": settings.sanitize}
-                self._module = emulator.Module(self.code, self.options, **how)
+                options = (f"-D__CUDA_ARCH__={settings.compute_capability}0", *self.options)
+                self._module = emulator.Module(self.code, options, **how)
             made = self._module.kernel(name)
         except emulator.CompileError as error:
             raise CompileException(str(error)) from None
@@ -709,8 +710,9 @@ class RawKernel:
         transfers.launches += 1
         how = {"shared": shared, "cooperative": self.enable_cooperative_groups, "seed": settings.seed}
         self.shared_size_bytes = self._made.launch(grid, block, values, **how).static_shared
-        for memory in list(_memories.values()):
-            memory.check(self.name)
+        for found in _memories.valuerefs():  # a list of its own: other threads may make arrays
+            if (memory := found()) is not None:
+                memory.check(self.name)
 
 
 _kernels: weakref.WeakValueDictionary[int, RawKernel] = weakref.WeakValueDictionary()
