@@ -42,7 +42,7 @@ LACKING = set("""
     spacing str_ strings test timedelta64 unstack vecdot vecmat void
 """.split())  # fmt: skip  # noqa: SIM905
 REDUCTIONS = {"sum", "prod", "mean", "var", "std", "max", "min", "amax", "amin", "any", "all"}
-SYNCHRONIZE = {"nonzero", "argwhere", "flatnonzero", "unique", "compress", "extract"}  # the host asks for a size
+SYNCHRONIZE = {"nonzero", "argwhere", "flatnonzero", "unique", "compress", "extract"}  # to know their results' sizes
 IN_PLACE = {"put_along_axis", "copyto", "place", "putmask", "fill_diagonal", "sort"}
 METHODS = """
     all any argmax argmin argpartition argsort choose clip compress conj conjugate cumprod cumsum diagonal dot flatten
@@ -249,7 +249,8 @@ def _function(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name in IN_PLACE and (name != "sort" or function is np.ndarray.sort):
             inner, words = _inner(args), _inner(kwargs)
             return _in_place(lambda: function(*inner, **words), *args)
-        transfers.to_host += name in SYNCHRONIZE or (name == "where" and len(args) == 1)
+        if name in SYNCHRONIZE or (name == "where" and len(args) == 1):
+            _count_to_host()
         result = _call(function, args, kwargs, out)
         return _outer(np.bool_(result)) if name in ("allclose", "array_equal", "array_equiv") else result
 
@@ -282,6 +283,11 @@ class ufunc:
 
     def outer(self, a: Any, b: Any, **kwargs: Any) -> Any:
         return _elementwise(self._inner.outer, a, b, **kwargs)
+
+
+def _count_to_host() -> None:
+    _refuse_while_capturing()
+    transfers.to_host += 1
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
@@ -357,8 +363,7 @@ class ndarray:
     # To the host, each counted, and to other libraries.
 
     def get(self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True) -> Any:
-        _refuse_while_capturing()
-        transfers.to_host += 1
+        _count_to_host()
         if out is None:
             return np.array(self._a, order=order)  # type: ignore[call-overload]
         if out.dtype != self.dtype or out.shape != self.shape:
@@ -461,7 +466,8 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> ndarray:
-        transfers.to_host += any(getattr(part, "dtype", None) == np.bool_ for part in _parts(index))  # a mask's count
+        if any(getattr(part, "dtype", None) == np.bool_ for part in _parts(index)):
+            _count_to_host()  # how many a mask has
         return _call(_getitem, (self, _index(index)), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
