@@ -156,13 +156,11 @@ struct Thread {
 };
 
 struct Block {
-    size_t number;
     uint3 index;
     Thread *threads;
     unsigned alive, arrived;
     char *dynamic;
     char *shared[MAX_SHARED];
-    bool vote_any, vote_all;
 };
 
 static struct {
@@ -283,7 +281,7 @@ static void barrier(Site site) {
     if (++block.arrived < block_threads) return leave();
     for (unsigned i = 0; i < block_threads; i++) {
         Thread &t = block.threads[i];
-        if (t.site.line != site.line || strcmp(t.site.file, site.file))
+        if (t.site.line != site.line || (t.site.file != site.file && strcmp(t.site.file, site.file)))
             fail(site, "divergent __syncthreads(): another thread waits at %s:%d", t.site.file, t.site.line);
         t.state = READY;
     }
@@ -348,7 +346,7 @@ static void shuffle(unsigned *order, unsigned count) {
 }
 
 static void start(Block &block, size_t number, size_t slot) {
-    block.number = number, block.index = grid_size.at(number), block.alive = block_threads, block.arrived = 0;
+    block.index = grid_size.at(number), block.alive = block_threads, block.arrived = 0;
     block.dynamic = new_shared(launch->shared);
     memset(block.shared, 0, sizeof block.shared);
     for (unsigned i = 0; i < block_threads; i++) {
@@ -549,6 +547,7 @@ PYRNN_WARP_REDUCE(__reduce_max_sync, int, int, INT32_MIN, value > result ? value
 PYRNN_WARP_REDUCE(__reduce_min_sync, unsigned, unsigned, ~0u, value < result ? value : result)
 PYRNN_WARP_REDUCE(__reduce_min_sync, int, int, INT32_MAX, value < result ? value : result)
 PYRNN_WARP_REDUCE(__reduce_or_sync, unsigned, unsigned, 0, result | value)
+PYRNN_WARP_REDUCE(__reduce_xor_sync, unsigned, unsigned, 0, result ^ value)
 PYRNN_WARP_REDUCE(__reduce_and_sync, unsigned, unsigned, ~0u, result & value)
 #undef PYRNN_WARP_REDUCE
 
@@ -575,7 +574,7 @@ template <class T, class V, class W> T atomicCAS(T *p, V compare, W value) {
 }
 
 #define PYRNN_LOAD(name) template <class T> inline T name(const T *p) { return *p; }
-#define PYRNN_STORE(name) template <class T> inline void name(T *p, T value) { *p = value; }
+#define PYRNN_STORE(name) template <class T> inline void name(T *p, T value) { atomicExch(p, value); }
 PYRNN_LOAD(__ldg) PYRNN_LOAD(__ldcg) PYRNN_LOAD(__ldca) PYRNN_LOAD(__ldcs) PYRNN_LOAD(__ldcv) PYRNN_LOAD(__ldlu)
 PYRNN_STORE(__stcg) PYRNN_STORE(__stwb) PYRNN_STORE(__stcs) PYRNN_STORE(__stwt)
 #undef PYRNN_LOAD
