@@ -226,18 +226,14 @@ static void thread_main() {
     for (;;) leave();
 }
 
-static char *stack_of(size_t thread) {
-    static char *stacks = nullptr;
-    static size_t count = 0;
-    if (thread >= count) {  // the first call of a launch asks for its last one
-        if (stacks) munmap(stacks, count * STACK);
-        count = thread + 1;
-        stacks = (char *)mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) abort();
-        for (size_t i = 0; i < count; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);  // an overflow is to be seen
-    }
-    return stacks + thread * STACK;
+// The stacks of a launch. They are given back after it: with a page before each that tells of an overflow, those of a
+// few hundred kernels would be more pieces of memory than Linux lets a process have.
+static char *stacks;
+static char *stack_of(size_t thread) { return stacks + thread * STACK; }
+static void take_stacks(size_t count) {
+    stacks = (char *)mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) abort();
+    for (size_t i = 0; i < count; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
 }
 
 // --- memory of a block --------------------------------------------------------------------------------------------
@@ -399,7 +395,7 @@ static void run(Launch *l, void (*call)(void *), void *values) {
     Thread *threads = new Thread[(size_t)resident * block_threads];
     unsigned *order = new unsigned[block_threads], *queue = new unsigned[total], *turns = new unsigned[resident];
     bool *runs = new bool[resident]();
-    stack_of((size_t)resident * block_threads - 1);
+    take_stacks((size_t)resident * block_threads);
     shuffle(order, block_threads), shuffle(queue, total), shuffle(turns, resident);
     for (size_t idle = 0, before = 0; !*l->error; before = progress) {
         for (unsigned i = 0; i < resident; i++) {
@@ -423,6 +419,7 @@ static void run(Launch *l, void (*call)(void *), void *values) {
     }
     for (unsigned i = 0; i < resident; i++)
         if (runs[i]) end(blocks[i]);
+    munmap(stacks, (size_t)resident * block_threads * STACK);
     delete[] blocks, delete[] threads, delete[] order, delete[] queue, delete[] turns, delete[] runs;
 }
 
