@@ -129,6 +129,25 @@ class Backend(BasicOps, UpdateOps):
         """Return an uninitialised array of this backend's kind."""
         return self.xp.empty(shape, dtype)
 
+    def stepper(self, op: str, packed: Any, state: tuple[Any, ...], width: int) -> Callable[[Any, Any], Any]:
+        """Return a packed layer's step: a function of x_t (B, features) and out (B, width) or None, which gives y_t.
+
+        It begins at a state, whose arrays it takes over and writes. Where the packed layer has a ``stepper(state)`` of
+        its own, it is what that gives; it may keep its state elsewhere, and then has a method ``state()``.
+        """
+        own: Any = getattr(packed, "stepper", None)
+        if own is not None:
+            return own(state)
+        run, shape, dtype = getattr(self, f"{op}_run"), (len(state[0]), width), state[0].dtype
+
+        def step(x: Any, out: Any) -> Any:
+            if out is None:
+                out = self.xp.empty(shape, dtype)
+            run(packed, x[:, None], state, out=(out[:, None], state))
+            return out
+
+        return step
+
     @classmethod
     def declare_op(cls, op: str, state: tuple[str, ...] | None) -> None:
         """Give the base class the methods of a declared op.

@@ -271,19 +271,7 @@ class FrozenConv(FrozenContexts):
         return y, after
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        stepper = getattr(self.packed, "stepper", None)
-        if stepper is not None:
-            own: Step = stepper(state)
-            return own
-        shape = (len(state[0]), self.out_features)
-
-        def step(x: Any, out: Any) -> Any:
-            if out is None:
-                out = self.backend.xp.empty(shape, self.dtype)
-            self._run_op(self.packed, x[:, None], state, out=(out[:, None], state))
-            return out
-
-        return step
+        return self.backend.stepper("causal_conv1d", self.packed, state, self.out_features)
 
 
 def keeping(run: Step, convolutions: Sequence[Step], state: tuple[Any, ...]) -> Kept:
