@@ -5,7 +5,7 @@ import numpy as np
 
 from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
-    PYRNN_SHARED_FROM, data_of, input_of, is_double, pyrnn_conv, step_output, stride_of, table, threads,
+    data_of, input_of, is_double, pyrnn_conv, step_output, stride_of, table, threads,
 )
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -13,7 +13,7 @@ from libc.string cimport memset
 
 cdef object with_channels_last(object array):
     """Return an array whose last axis is contiguous; numpy says nothing of the stride of an axis of one."""
-    if array is None or array.strides[array.ndim - 1] == array.itemsize or array.size == 0:
+    if array is None or array.size == 0 or stride_of(array, array.ndim - 1) == 1:
         return array
     return np.ascontiguousarray(array)
 
@@ -94,7 +94,6 @@ cdef class Stepper:
     cdef object left, dtype, workspace, ring
     cdef list keep
     cdef pyrnn_conv p
-    cdef bint small
 
     def __init__(self, PackedConv packed not None, tuple state):
         cdef pyrnn_conv *p = &self.p
@@ -110,10 +109,10 @@ cdef class Stepper:
         self.ring = np.empty((packed.span + 1, p.B, p.I), self.dtype)
         self.ring[: packed.span] = self.left.swapaxes(0, 1)
         p.ring, p.now = data_of(self.ring), packed.span
-        self.small = 2 * p.B * p.O * (p.I // p.groups) * p.K < PYRNN_SHARED_FROM
-        p.threads = 1 if self.small else threads()
-        self.workspace = np.empty(table().conv_workspace[packed.kind](p, 0), np.uint8)
+        p.threads = threads()
+        self.workspace = np.empty(table().conv_plan_step[packed.kind](p, NULL), np.uint8)
         p.workspace = data_of(self.workspace)
+        table().conv_plan_step[packed.kind](p, p.workspace)
 
     def __call__(self, x, out):
         cdef pyrnn_conv *p = &self.p
@@ -124,7 +123,6 @@ cdef class Stepper:
         with nogil:
             table().conv_step[kind](p)
         self.keep.pop()
-        p.now = 0 if p.now == self.packed.span else p.now + 1
         return out
 
     def state(self):

@@ -205,7 +205,8 @@ cdef extern from "pyrnn_kernels.h" nogil:
         size_t (*conv_workspace[2])(const pyrnn_conv *, int) noexcept nogil
         size_t (*conv_pack[2])(const pyrnn_conv *, void *) noexcept nogil
         void (*conv_forward[2])(const pyrnn_conv *) noexcept nogil
-        void (*conv_step[2])(const pyrnn_conv *) noexcept nogil
+        size_t (*conv_plan_step[2])(const pyrnn_conv *, void *) noexcept nogil
+        void (*conv_step[2])(pyrnn_conv *) noexcept nogil
         void (*conv_backward[2])(const pyrnn_conv *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil

@@ -55,6 +55,7 @@ const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .conv_workspace = BOTH(conv_workspace),
     .conv_pack = BOTH(conv_pack),
     .conv_forward = BOTH(conv_forward),
+    .conv_plan_step = BOTH(conv_plan_step),
     .conv_step = BOTH(conv_step),
     .conv_backward = BOTH(conv_backward),
     .tanh = BOTH(tanh_array),

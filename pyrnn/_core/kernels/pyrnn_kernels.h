@@ -122,7 +122,8 @@ typedef struct {
     void *left_n;                /* may be left itself */
     ptrdiff_t left_row, left_step;
 
-    /* one step: the last inputs [span + 1][B][I], span = (K - 1)·dilation; x, (B, I) here, takes the slot `now` in it */
+    /* one step: the last inputs [span + 1][B][I], span = (K - 1)·dilation; x, (B, I) here, takes the slot `now` in it, which
+       then is the next one */
     void *ring;
     ptrdiff_t now;
 
@@ -213,7 +214,8 @@ typedef struct {
     size_t (*conv_workspace[2])(const pyrnn_conv *, int backward);
     size_t (*conv_pack[2])(const pyrnn_conv *, void *packed); /* bytes; NULL only counts */
     void (*conv_forward[2])(const pyrnn_conv *);
-    void (*conv_step[2])(const pyrnn_conv *); /* on packed weights */
+    size_t (*conv_plan_step[2])(const pyrnn_conv *, void *workspace); /* bytes; NULL only counts */
+    void (*conv_step[2])(pyrnn_conv *); /* on packed weights, in a workspace that has the plan of its steps */
     void (*conv_backward[2])(const pyrnn_conv *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
