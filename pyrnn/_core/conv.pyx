@@ -5,7 +5,8 @@ import numpy as np
 
 from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
-    data_of, input_of, is_double, pyrnn_conv, step_output, stride_of, table, threads,
+    PYRNN_GATE, PYRNN_NOTHING, PYRNN_RELU, PYRNN_TANH, copy_matrix, data_of, has_rows, input_of, is_double, loop_of, pyrnn_conv,
+    pyrnn_loop, pyrnn_stage, step_output, stride_of, table, threads,
 )
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -133,6 +134,80 @@ cdef class Stepper:
         return (self.left,)
 
 
+cdef dict THEN = {"nothing": PYRNN_NOTHING, "relu": PYRNN_RELU, "tanh": PYRNN_TANH, "gate": PYRNN_GATE}
+cdef pyrnn_loop[2] tanh_loops
+tanh_loops[0], tanh_loops[1] = loop_of(np.tanh, 0), loop_of(np.tanh, 1)
+
+
+cdef void *rows_of(str name, object array, int kind, ptrdiff_t batch, ptrdiff_t width, ptrdiff_t *row) except NULL:
+    """Return where a stage's array lies, and how far its rows are apart."""
+    if not has_rows(array, kind, batch, width):
+        raise ValueError(f"stages: expected {name} of shape ({batch}, {width}), channels side by side")
+    row[0] = stride_of(array, 0)
+    return data_of(array)
+
+
+cdef class Chain:
+    """Stages that run in one call, of which all is described before; see `pyrnn.backend.Stage`."""
+
+    cdef list steppers, held
+    cdef tuple given
+    cdef object x, y, scratch, memory
+    cdef pyrnn_stage *stages
+    cdef ptrdiff_t count, batch, inputs, outputs
+    cdef int kind
+
+    def __init__(self, stages, x, y):
+        cdef pyrnn_stage *s
+        cdef Stepper stepper
+        cdef ptrdiff_t number, width
+        self.kind, self.x, self.y = is_double(x), x, y
+        self.batch, self.inputs = x.shape
+        self.outputs = y.shape[1]
+        self.steppers, self.held, self.given = [], [], tuple(stages)
+        widths = [stage.to.shape[1] * (2 if stage.then == "gate" else 1) for stage in stages]
+        self.scratch = new_empty((len(x), max(widths)), x.dtype)
+        self.count = len(stages)
+        self.memory = np.zeros(self.count * sizeof(pyrnn_stage), np.uint8)
+        self.stages = <pyrnn_stage *>data_of(self.memory)
+        for number, stage in enumerate(stages):
+            s = &self.stages[number]
+            width = widths[number]
+            s.B, s.N, s.then = len(x), stage.to.shape[1], THEN[stage.then]
+            s.to = rows_of("to", stage.to, self.kind, s.B, s.N, &s.to_row)
+            if stage.plus is not None:
+                s.plus = rows_of("plus", stage.plus, self.kind, s.B, width, &s.plus_row)
+            s.sum, s.sum_row = s.to, s.to_row
+            if s.then == PYRNN_GATE:
+                s.sum, s.sum_row = data_of(self.scratch), width
+            if stage.packed is None:
+                s.value = rows_of("source", stage.source, self.kind, s.B, width, &s.value_row)
+                continue
+            left = np.empty((s.B, 0, stage.source.shape[1]), x.dtype) if stage.left is None else stage.left
+            stepper = Stepper(stage.packed, (left,))
+            if stepper.packed.kind != self.kind or stepper.p.O != width or stepper.p.B != s.B:
+                raise ValueError(f"stages: expected to of {stepper.p.O} channels, got {width}")
+            s.conv = &stepper.p
+            s.conv.x.data = rows_of("source", stage.source, self.kind, s.B, stepper.p.I, &s.conv.x.stride[0])
+            s.conv.y, s.conv.y_row = data_of(self.scratch), width
+            s.value, s.value_row = s.conv.y, width
+            self.steppers.append(stepper)
+            if stage.left is not None:
+                self.held.append(stepper)
+
+    def __call__(self, x, out):
+        out = step_output(x, out, self.kind, self.batch, self.inputs, self.outputs)
+        copy_matrix(self.x, x)
+        with nogil:
+            table().conv_chain[self.kind](self.stages, self.count, &tanh_loops[self.kind])
+        copy_matrix(out, self.y)
+        return out
+
+    def state(self):
+        """Write the contexts into the arrays that the stages began with, and return these."""
+        return tuple([stepper.state()[0] for stepper in self.held])
+
+
 class ConvOps:
     """causal_conv1d of the cython backend."""
 
@@ -154,6 +229,9 @@ class ConvOps:
         outputs(&p, y, left_n)
         call(&p, packed.kind, False)
         return y, new
+
+    def causal_conv1d_chain(self, stages, x, y):
+        return Chain(stages, x, y)
 
     def causal_conv1d_forward(self, arrays, config, *, needs=None):
         cdef pyrnn_conv p

@@ -57,6 +57,7 @@ const pyrnn_kernels JOIN(pyrnn_kernels_, LEVEL) = {
     .conv_forward = BOTH(conv_forward),
     .conv_plan_step = BOTH(conv_plan_step),
     .conv_step = BOTH(conv_step),
+    .conv_chain = BOTH(conv_chain),
     .conv_backward = BOTH(conv_backward),
     .tanh = BOTH(tanh_array),
     .sigmoid = BOTH(sigmoid_array),
