@@ -375,11 +375,7 @@ class Stream:
         TypeError, ValueError
             ``x_t`` or ``out`` of the wrong kind, dtype or shape. The state is as before then.
         """
-        try:
-            fits = x_t.dtype == self._dtype and x_t.shape == self._shape
-        except AttributeError:
-            fits = False
-        if not fits or type(x_t) is not self._array_type:
+        if type(x_t) is not self._array_type or x_t.shape != self._shape or x_t.dtype != self._dtype:
             self._check_input(x_t)
         if out is not None:
             self._check_output(out, x_t)
