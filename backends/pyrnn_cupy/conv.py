@@ -69,7 +69,7 @@ class Call:
         self.constants = {"REAL": "double" if self.dtype == np.float64 else "float", "device": cupy.cuda.Device().id}
         many = min(self.each, self.outputs // self.groups) >= PRODUCT_CHANNELS
         long = self.time >= max(PRODUCT_STEPS, self.span / PRODUCT_SPAN)
-        if self.each == 1 and self.outputs // self.groups <= MOST_FAN:
+        if self.each == 1 and 1 <= self.outputs // self.groups <= MOST_FAN:
             self.way = DEPTHWISE
         else:
             self.way = PRODUCTS if many and long else TILES
@@ -220,45 +220,46 @@ def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
     lengths, span, rows = sequences.lengths, call.span, call.span + call.time
     dy, last = grad_outputs
     last = None if last is None else cupy.ascontiguousarray(last)
-    inputs_too = needs.x or needs.left
     dw = db = d_whole = None
-    if dy is None:
-        dw = cupy.zeros(w.shape, call.dtype) if needs.w else None
-        db = cupy.zeros(call.outputs, call.dtype) if needs.b else None
-    else:
+    if dy is not None:
         dy = _with_unit_stride(dy)
         db = column_sums(dy, lengths) if needs.b else None
     if dy is not None and call.way != PRODUCTS:
-        if needs.w:
-            dw = cupy.ascontiguousarray(call.weight_gradient(sequences, dy)) if w.size else cupy.zeros(w.shape, call.dtype)
-        if inputs_too:
+        if needs.w and w.size:
+            dw = cupy.ascontiguousarray(call.weight_gradient(sequences, dy))
+        if needs.x or needs.left:
             turned = call.kernel_weights(w, turned=True)
-            d_whole = call.convolve(
-                Sequences(dy, None, lengths, span), turned, last=last, masked=False, rows=rows, outputs=call.inputs
-            )
-    elif inputs_too:
-        d_whole = cupy.empty((call.batch, rows, call.inputs), call.dtype)
-        sizes = (np.int64(span), np.int32(call.time), np.int32(call.inputs), np.int32(call.batch))
-        call.elementwise("last_rows_back", d_whole.size, given(lengths), given(last), *sizes, d_whole)
+            steps = Sequences(dy, None, lengths, span)
+            d_whole = call.convolve(steps, turned, last=last, masked=False, rows=rows, outputs=call.inputs)
+    elif needs.x or needs.left:
+        d_whole = cupy.zeros((call.batch, rows, call.inputs), call.dtype)
     if dy is not None and call.way == PRODUCTS:
         # With zeros after its steps, dy has the rows of the whole, one below the other: so dw needs one product for each tap.
         dy = call.laid_out(Sequences(dy, None, lengths, 0), rows)
-        by_tap, d_taps = _by_tap(w), cupy.empty((call.taps, call.outputs, call.each), call.dtype)
+        by_tap = _by_tap(w)
+        d_taps = cupy.empty(by_tap.shape, call.dtype) if needs.w else None
         flat, flat_dy = (array.reshape(call.batch * rows, array.shape[2]) for array in (whole, dy))
         count = max(0, len(flat) - span)
         for steps, inputs, outputs, tap in call.products():
             if needs.w:
                 seen = flat[steps.start : steps.start + count, inputs]
                 product(flat_dy[:count, outputs].T, seen, d_taps[tap, outputs], compute=call.compute)
-            if inputs_too:
+            if d_whole is not None:
                 weights = call.over_batch(by_tap[tap, outputs])
                 product(dy[:, : call.time, outputs], weights, d_whole[:, steps, inputs], add=True, compute=call.compute)
         dw = cupy.ascontiguousarray(d_taps.transpose(1, 2, 0)) if needs.w else None
+    if last is not None and d_whole is not None and (dy is None or call.way == PRODUCTS):
+        sizes = (np.int64(span), np.int32(call.time), np.int32(call.inputs), np.int32(call.batch))
+        call.elementwise("add_last_rows", last.size, given(lengths), last, *sizes, d_whole)
+    if needs.w and dw is None:
+        dw = cupy.zeros(w.shape, call.dtype)
+    if needs.b and db is None:
+        db = cupy.zeros(call.outputs, call.dtype)
     return type(needs)(
         x=d_whole[:, span:] if needs.x else None,
         w=dw,
         b=db,
-        left=d_whole[:, :span] if needs.left else None,
+        left=d_whole[:, :span].copy() if needs.left else None,  # no memory in common with dx
     )
 
 

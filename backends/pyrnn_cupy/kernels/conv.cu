@@ -31,13 +31,11 @@ extern "C" __global__ void last_rows(WHOLE, int B, REAL *out) {
     }
 }
 
-/* out (B, before + T, channels) = what reaches the inputs through `last_rows`, of whose result `last` is the gradient, or null. */
-extern "C" __global__ void last_rows_back(const int *lengths, const REAL *last, long long before, int T, int channels, int B, REAL *out) {
-    const long long rows = before + T;
-    FOR_EACH(at, B * rows * channels) {
-        const int b = (int)(at / channels / rows);
-        const long long s = at / channels % rows - (lengths ? lengths[b] : T);
-        out[at] = last && s >= 0 && s < before ? last[(b * before + s) * channels + at % channels] : (REAL)0;
+/* out (B, before + T, channels): add what reaches it through `last_rows`, of whose result `last` is the gradient. */
+extern "C" __global__ void add_last_rows(const int *lengths, const REAL *last, long long before, int T, int channels, int B, REAL *out) {
+    FOR_EACH(at, B * before * channels) {
+        const long long b = at / channels / before, s = (lengths ? lengths[b] : T) + at / channels % before;
+        out[(b * (before + T) + s) * channels + at % channels] += last[at];
     }
 }
 
