@@ -1,10 +1,12 @@
 """causal_conv1d of the cupy backend, in one of three ways.
 
-Depthwise, and with few channels, in groups or of few steps, the kernels of ``conv.cu`` and ``tiles.cu`` do all of it, in the arrays' own
-precision. With many channels each tap is a product by cuBLAS: of the carried context and the steps as one sequence, which is
-written once and then taken as shifted views, and the products are added up in place. By estimate from an H200's published figures:
-for C channels a product's arithmetic takes 2·C / 50 TFLOP/s for each output and tap, its memory 12 bytes at 4 TB/s, and a kernel of
-ours 2·C / 30 TFLOP/s and next to no memory, so the products are faster from about 48 channels on.
+Depthwise, and with few channels, in groups or of few steps, the kernels of ``conv.cu`` and ``tiles.cu`` do all of it,
+in the arrays' own precision. With many channels each tap is a product by cuBLAS: of the carried context and the steps as
+one sequence, which is written once and then taken as shifted views, and the products are added up in place.
+
+Which is faster where is an estimate from an H200's published figures, not measured yet: for each output and tap of C
+channels a product's arithmetic takes 2·C / 50 TFLOP/s and its memory 12 bytes at 4 TB/s, and a kernel of ours
+2·C / 30 TFLOP/s and next to no memory. So products win from about 48 channels on.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ DEPTHWISE, TILES, PRODUCTS = "depthwise", "tiles", "products"
 
 
 class Sequences(NamedTuple):
-    """What the kernels' ``Whole`` is made of: steps (B, T, C), the context before them, and the valid steps, on the device."""
+    """What the kernels' ``Whole`` is made of, on the device: steps (B, T, C), the context before them, and lengths."""
 
     x: Any
     left: Any
@@ -95,7 +97,7 @@ class Call:
     def convolve(
         self, sequences: Sequences, w: Any, bias: Any = None, *, last: Any = None, masked: bool, rows: int, outputs: int
     ) -> Any:
-        """Return (B, rows, outputs): what the kernels of ``tiles.cu`` and ``conv.cu`` say, ``w`` being as they take it."""
+        """Return (B, rows, outputs) by the kernels of ``tiles.cu`` and ``conv.cu``, of weights as they take them."""
         batch, channels = self.batch, sequences.x.shape[2]
         out = cupy.empty((batch, rows, outputs), self.dtype)
         if not out.size:
@@ -112,29 +114,27 @@ class Call:
         columns = self._columns(each)
         across = -(-each // columns) * self.groups
         tall = ROWS if -(-batch * rows // ROWS) * across >= BLOCKS else FEW_ROWS
-        run = kernel(
-            "tiles.cu", "convolve", ROWS=tall, COLUMNS=columns, DEPTH=self._depth(channels // self.groups), **self.constants
-        )
+        depth = self._depth(channels // self.groups)
+        run = kernel("tiles.cu", "convolve", ROWS=tall, COLUMNS=columns, DEPTH=depth, **self.constants)
         arguments = (*sequences.arguments(), np.int32(batch), np.int32(self.groups), *numbers, np.int32(each), out)
         run((-(-batch * rows // tall) * across,), (TILE_THREADS,), arguments)
         return out
 
     def weight_gradient(self, sequences: Sequences, dy: Any) -> Any:
-        """Return the gradient of the weights by the kernels of ``tiles.cu`` and ``conv.cu``; padding in dy is not read."""
+        """Return the gradient of the weights by the kernels of ``tiles.cu`` and ``conv.cu``."""
         steps = tuple(np.int64(stride // dy.itemsize) for stride in dy.strides[:2])
         each = self.outputs // self.groups
         if self.way == DEPTHWISE:
             across, over = -(-self.outputs // LANES), -(-self.taps // TAPS)
-            phases = min(self.dilation, self.time)
-            chains = self.batch * phases * -(-(-(-self.time // self.dilation)) // STRIP)
+            links = -(-self.time // self.dilation)
+            chains = self.batch * min(self.dilation, self.time) * -(-links // STRIP)
             parts = max(1, min(-(-4 * BLOCKS // (across * over)), -(-chains // CHAINS)))
             sums = cupy.empty((parts, self.taps, self.outputs), self.dtype)
             run = kernel("conv.cu", "depthwise_weights", **self.constants)
             sizes = (np.int32(self.batch), np.int32(each), np.int32(self.taps), np.int64(self.dilation))
-            run(
-                (across, parts, over), (LANES * CHAINS,),
-                (*sequences.arguments(), *sizes, dy, *steps, np.int64(-(-chains // parts)), np.int32(self.outputs), sums),
-            )  # fmt: skip
+            share = np.int64(-(-chains // parts))
+            arguments = (*sequences.arguments(), *sizes, dy, *steps, share, np.int32(self.outputs), sums)
+            run((across, parts, over), (LANES * CHAINS,), arguments)
             return column_sums(sums.reshape(parts, -1)).reshape(self.taps, 1, self.outputs).transpose(2, 1, 0)
         terms, columns, depth = self.taps * self.each, self._columns(each), TILE_DEPTH
         tall = ROWS if terms > FEW_ROWS else FEW_ROWS
@@ -144,10 +144,7 @@ class Call:
         run = kernel("tiles.cu", "convolve_weights", ROWS=tall, COLUMNS=columns, DEPTH=depth, **self.constants)
         sizes = (np.int32(self.batch), np.int32(self.groups), np.int32(self.taps), np.int64(self.dilation))
         share = np.int64(-(-self.batch * self.time // parts))
-        run(
-            (tiles, parts), (TILE_THREADS,),
-            (*sequences.arguments(), *sizes, dy, *steps, share, np.int32(each), sums),
-        )  # fmt: skip
+        run((tiles, parts), (TILE_THREADS,), (*sequences.arguments(), *sizes, dy, *steps, share, np.int32(each), sums))
         total = column_sums(sums.reshape(parts, -1)).reshape(sums.shape[1:])
         return total.transpose(0, 3, 2, 1).reshape(self.outputs, self.each, self.taps)
 
@@ -159,14 +156,14 @@ class Call:
         return next((depth for depth in (4, 8) if inputs <= depth), TILE_DEPTH)
 
     def kernel_weights(self, w: Any, *, turned: bool = False) -> Any:
-        """Return the weights as the kernels take them, or those of the gradient of the inputs: the taps turned, outputs to inputs."""
+        """Return the weights as the kernels take them; ``turned`` as the gradient of the inputs does."""
         if self.way == DEPTHWISE:
             return cupy.ascontiguousarray((w[:, 0, ::-1] if turned else w[:, 0]).T)
         w = w.reshape(self.groups, self.outputs // self.groups, self.each, self.taps)
         return cupy.ascontiguousarray(w[..., ::-1].transpose(0, 3, 1, 2) if turned else w.transpose(0, 3, 2, 1))
 
     def products(self) -> list[tuple[slice, slice, slice, int]]:
-        """Return for each tap and group: the rows of the whole that steps see, the channels of inputs and of outputs, the tap."""
+        """Return for each tap and group the whole's rows, its channels, the channels of the outputs, and the tap."""
         outputs = self.outputs // self.groups
         return [
             (
@@ -234,7 +231,7 @@ def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
     elif needs.x or needs.left:
         d_whole = cupy.zeros((call.batch, rows, call.inputs), call.dtype)
     if dy is not None and call.way == PRODUCTS:
-        # With zeros after its steps, dy has the rows of the whole, one below the other: so dw needs one product for each tap.
+        # With zeros after its steps, dy has the rows of the whole: so dw is one product for each tap.
         dy = call.laid_out(Sequences(dy, None, lengths, 0), rows)
         by_tap = _by_tap(w)
         d_taps = cupy.empty(by_tap.shape, call.dtype) if needs.w else None

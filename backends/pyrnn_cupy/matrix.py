@@ -1,4 +1,4 @@
-"""Products of matrices by cuBLAS, of views as they lie: an axis of the two must have stride 1, and nothing is copied else.
+"""Products of matrices by cuBLAS, of views as they lie: copied only where neither axis has stride 1.
 
 Sums down columns are a kernel of our own.
 """
@@ -77,7 +77,7 @@ def _laid_out(x: Any) -> tuple[Any, int, int, int]:
 
 
 def column_sums(rows: Any, lengths: Any = None) -> Any:
-    """Return the sums (F,) of the rows of (N, F), or of the valid steps of (B, T, F), in an order that sizes alone decide.
+    """Return the sums (F,) of the rows of (N, F), or of the valid steps of (B, T, F), in an order fixed by the sizes.
 
     Parameters
     ----------
