@@ -35,6 +35,17 @@ def refuse_foreign(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected an array or a pyrnn.Tensor, got {type_name(value)}; {DOORS[package]}")
 
 
+def refuse_other_device(name: str, value: Any, xp: Any) -> None:
+    """Raise TypeError for an array that lies elsewhere than those of a module, and say how it is brought there."""
+    if xp is np:
+        if type(value).__module__.partition(".")[0] == "cupy":
+            raise TypeError(f"{name}: expected an array on the host, got {type_name(value)}; {DOORS['cupy']}")
+    elif isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: expected a {xp.__name__}.ndarray, got {type_name(value)}; copy it with {xp.__name__}.asarray(...)"
+        )
+
+
 def check_count(name: str, value: Any, minimum: int = 1) -> int:
     """Return a whole number of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

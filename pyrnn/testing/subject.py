@@ -153,10 +153,19 @@ class BackendSubject(Subject):
         return self.backend.claims.get(op, Claim())
 
     def _run(self, op: str, arrays: Arrays, config: Arrays) -> Any:
-        return OPS[op].function(**arrays, **config, backend=self.backend)  # type: ignore[misc]
+        return OPS[op].function(**arrays, **self._options(op, config), backend=self.backend)  # type: ignore[misc]
 
     def _vjp(self, op: str, arrays: Arrays, config: Arrays) -> tuple[Any, Any]:
-        return OPS[op].vjp(**arrays, **config, backend=self.backend)
+        return OPS[op].vjp(**arrays, **self._options(op, config), backend=self.backend)
+
+    def _options(self, op: str, config: Arrays) -> dict[str, Any]:
+        """Return the options with masks and indices as the backend's arrays; others stay on the host."""
+        return {
+            name: self.xp.asarray(value)
+            if isinstance(value, np.ndarray) and OPS[op].options[name].kind in ("mask", "indices")
+            else value
+            for name, value in config.items()
+        }
 
 
 class FunctionSubject(Subject):
