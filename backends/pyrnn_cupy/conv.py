@@ -1,8 +1,8 @@
 """causal_conv1d of the cupy backend, in one of three ways.
 
 Depthwise, and with few channels, in groups or of few steps, the kernels of ``conv.cu`` and ``tiles.cu`` do all of it,
-in the arrays' own precision. With many channels each tap is a product by cuBLAS: of the carried context and the steps as
-one sequence, which is written once and then taken as shifted views, and the products are added up in place.
+in the arrays' own precision. With many channels each tap is a product by cuBLAS: of the carried context and the steps
+as one sequence, which is written once and then taken as shifted views, and the products are added up in place.
 
 Which is faster where is an estimate from an H200's published figures, not measured yet: for each output and tap of C
 channels a product's arithmetic takes 2·C / 50 TFLOP/s and its memory 12 bytes at 4 TB/s, and a kernel of ours
