@@ -1,8 +1,8 @@
 """The CuPy plugin: the recurrent family on an NVIDIA GPU, by kernels of its own.
 
-It is a backend as anybody's would be, registered by entry point and built on the public plugin API alone. ``recurrent``
-describes a call and plans its launch (``plans``); the kernels are CUDA C++ in ``kernels``, compiled by NVRTC through CuPy for
-the sizes met (``modules``); products of matrices are cuBLAS's (``matrix``).
+It is a backend as anybody's would be, registered by entry point and built on the public plugin API alone.
+``recurrent`` describes a call and plans its launch (``plans``); the kernels are CUDA C++ in ``kernels``, compiled by
+NVRTC through CuPy for the sizes met (``modules``); products of matrices are cuBLAS's (``matrix``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ except Exception as error:  # CuPy's own, without a driver or with one that is t
 if not _devices:
     raise BackendUnavailableError("cupy", "CuPy finds no GPU: the driver lists none")
 
-from .backend import CupyBackend  # noqa: E402 (it needs a GPU)
+from .backend import CupyBackend
 
 __all__ = ["CupyBackend"]

@@ -24,7 +24,7 @@ COMPUTE = {  # cublasComputeType_t
 
 
 def product(a: Any, b: Any, out: Any = None, *, add: bool = False, compute: str | None = None) -> Any:
-    """Return a @ b of one matrix each or of as many of both, in ``out`` if that is given, perhaps added to what it holds.
+    """Return a @ b of one matrix each or of as many of both, in ``out`` if that is given, perhaps added to it.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def product(a: Any, b: Any, out: Any = None, *, add: bool = False, compute: str 
 
 
 def _laid_out(x: Any) -> tuple[Any, int, int, int]:
-    """Return matrices, copied where neither axis has stride 1; whether it is the rows; and the elements to the next line and matrix."""
+    """Return matrices as cuBLAS takes them, whether they are turned, and the elements to the next line and matrix."""
     size = x.itemsize
     rows, columns = x.shape[-2:]
     row, column = (stride / size for stride in x.strides[-2:])

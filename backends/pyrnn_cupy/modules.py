@@ -15,8 +15,18 @@ NULL = cupy.uintp(0)  # what a kernel gets for an array that is not given
 @cache
 def source(name: str) -> str:
     """Return a file of ``kernels`` with what it includes in place, so that the text alone decides what is compiled."""
-    text = (resources.files(__package__) / "kernels" / name).read_text()
-    return re.sub(r'^#include "([^"]+)"$', lambda match: source(match[1]), text, flags=re.M).replace("#pragma once\n", "")
+    met: set[str] = set()
+
+    def include(name: str) -> str:
+        if name in met:
+            return ""
+        met.add(name)
+        text = (resources.files(__package__) / "kernels" / name).read_text()
+        return re.sub(
+            r'^#include "([^"]+)"$', lambda match: include(match[1]), text.replace("#pragma once\n", ""), flags=re.M
+        )
+
+    return include(name)
 
 
 @lru_cache(maxsize=512)

@@ -1,4 +1,4 @@
-"""How a recurrent layer is laid over the device: which units and rows a block has, by what registers, memory and time allow."""
+"""How a recurrent layer is laid over the device: the units and rows of a block, by registers, memory and time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 THREADS = 256
 WARPS = THREADS // 32
-REGISTERS = 144  # of a thread's 255 for weights
+MATRIX_REGISTERS = 112  # of a thread's 255 for weights, beside the sums and operands of matrix units
 ROWS_AT_ONCE = {None: 4, "tf32": 16, "bfloat16": 16}  # that a thread, or a matrix unit, takes
 STEP = {"tf32": 8, "bfloat16": 16}  # of a matrix unit, in depth
 MOST_ROWS = 32  # of a tile
@@ -19,17 +19,29 @@ PRODUCTS = {None: 128, "tf32": 256, "bfloat16": 512}  # multiply-adds
 
 
 class Device(NamedTuple):
-    """What a plan must know of a device: its multiprocessors, and the bytes of shared memory that a block may have."""
+    """What a plan must know of a device.
+
+    Attributes
+    ----------
+    processors
+        Its multiprocessors.
+    shared
+        The bytes of shared memory that a block may have.
+    registers
+        Those of a thread, of 255, that weights may take before others spill.
+    """
 
     processors: int
     shared: int
+    registers: int
 
 
 class Plan(NamedTuple):
     """A launch of ``blocks`` by ``groups`` blocks: what kernels are compiled with, and what is allocated for them."""
 
     units: int
-    tile: int
+    rounds: int
+    tile: int  # rows
     padded: int  # the length of a row of operands
     blocks: int
     groups: int
@@ -37,7 +49,7 @@ class Plan(NamedTuple):
     cycles: float
 
     def constants(self) -> dict[str, int]:
-        return {"UNITS": self.units, "TILE": self.tile, "THREADS": THREADS}
+        return {"UNITS": self.units, "ROUNDS": self.rounds, "THREADS": THREADS}
 
 
 def _round_up(n: int, to: int) -> int:
@@ -71,27 +83,29 @@ def plan(
         if blocks > device.processors or (units > 1 and units >= 2 * hidden):
             continue
         if compute is None:
-            slices = THREADS // units
-            terms = -(-depth // (4 * slices))
-            registers, padded, row = sums * terms * 4 * itemsize // 4, terms * 4 * slices, terms * 4 * slices
-            operand = itemsize
+            slices, operand = THREADS // units, itemsize
+            rounds = -(-depth // (4 * slices))
+            registers, allowed = rounds * sums * 4 * itemsize // 4, device.registers
+            padded = row = rounds * 4 * slices
         else:
-            step = STEP[compute]
-            steps, tiles = -(-depth // (step * WARPS)), -(-sums * units // 8)
-            operand = 2 if compute == "bfloat16" else 4
-            registers, padded = steps * tiles * 2, steps * step * WARPS
+            step, tiles, operand = STEP[compute], -(-sums * units // 8), 2 if compute == "bfloat16" else 4
+            rounds = -(-depth // (step * WARPS))
+            registers, allowed = rounds * tiles * 2, min(device.registers, MATRIX_REGISTERS)
+            padded = rounds * step * WARPS
             row = padded + 16 // operand
-        if registers > REGISTERS:
+        if registers > allowed:
             continue
         least = ROWS_AT_ONCE[compute]
         groups = max(1, min(-(-batch // least), device.processors // blocks))
         rows = -(-batch // groups)
         fixed = rows * units * states * itemsize
-        each = row * operand + WARPS * sums * units * itemsize
-        tile = min(_round_up(rows, least), MOST_ROWS, (device.shared - fixed) // each // least * least)
-        if tile < least:
+        rounded, parts = _round_up(rows, least), WARPS * sums * units * itemsize
+        for tile, buffers in ((rounded, 1), (16, 2), (least, 2)):
+            shared = fixed + tile * (buffers * row * operand + parts)
+            if shared <= device.shared and tile <= MOST_ROWS and (buffers == 1 or tile < rows):
+                break
+        else:
             continue
-        rounded = _round_up(rows, least)
         work = rounded * sums * padded * (units if compute is None else max(units, 8 // sums)) * (itemsize // 4)
         cycles = (
             work / PRODUCTS[compute]
@@ -99,5 +113,5 @@ def plan(
             + -(-rows * units // THREADS) * CELL * sums
             + (FLAGS + 2 * blocks if blocks > 1 else 0)
         )
-        plans.append(Plan(units, tile, padded, blocks, groups, fixed + tile * each, cycles))
+        plans.append(Plan(units, rounds, tile, padded, blocks, groups, shared, cycles))
     return min(plans, key=lambda p: p.cycles, default=None)

@@ -1,7 +1,7 @@
-"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, steps by the kernels of ``recurrent.cu``.
+"""rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, its steps in one launch.
 
-Where the recurrent weights find no room in the device's registers, and for a GRU that resets before its product, the steps
-are products by cuBLAS and the cells of ``steps.cu``.
+Those are the kernels of ``recurrent.cuh``. Where the recurrent weights find no room in the device's registers, and for
+a GRU that resets before its product, the steps are products by cuBLAS and the cells of ``steps.cu``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ STEP_THREADS = 256
 class Rows(NamedTuple):
     """The rows of a call on the device, longest first: see ``Sequence`` in cells.cuh.
 
-    ``valid`` has the places of the valid steps in (B·T), None where that is all; ``active`` how many rows have each step.
+    ``valid`` has the places of the valid steps in (B·T), None where that is all; ``active`` how many rows have each
+    step.
     """
 
     rows: Any
@@ -65,7 +66,8 @@ def _rows(lengths: np.ndarray, time: int) -> Rows:
 @cache
 def _device(number: int) -> plans.Device:
     attributes = cupy.cuda.Device(number).attributes
-    return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    registers = 128 if attributes["ComputeCapabilityMajor"] >= 9 else 104  # beyond which some kernel spills
+    return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], registers)
 
 
 class Saved(NamedTuple):
@@ -92,29 +94,32 @@ class Call:
         self.device = cupy.cuda.Device().id
         sizes = (np.int32(value) for value in (batch, time, self.hidden, config.reverse))
         self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
-        self.constants = {"REAL": "double" if self.dtype == np.float64 else "float", "CELL": cell, "device": self.device}
+        self.constants = {
+            "REAL": "double" if self.dtype == np.float64 else "float",
+            "CELL": cell,
+            "device": self.device,
+        }
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
-        """Return how the steps run in one launch, or None if they can't."""
-        if self.cell == GRU_BEFORE:
+        """Return how the steps run in one launch, or None if they can't, or there are none."""
+        if self.cell == GRU_BEFORE or not self.hidden or not self.batch:
             return None
         size = self.dtype.itemsize
         return plans.plan(_device(self.device), self.hidden, self.batch, sums, depth, size, self.compute, states)
 
-    def launch_sequence(self, name: str, plan: plans.Plan, sums: int, depth: int, *arguments: Any) -> None:
-        """Run a kernel of ``recurrent.cu``."""
+    def launch_sequence(self, direction: str, plan: plans.Plan, sums: int, *arguments: Any) -> None:
+        """Run the kernel that goes forward or backward through the whole sequence."""
         run = kernel(
-            "recurrent.cu", name, cooperative=True, COMPUTE=COMPUTE[self.compute], SUMS=sums, DEPTH=depth,
-            **plan.constants(), **self.constants,
+            f"recurrent_{direction}.cu", f"{direction}_sequence", cooperative=True, COMPUTE=COMPUTE[self.compute],
+            SUMS=sums, **plan.constants(), **self.constants,
         )  # fmt: skip
         run.max_dynamic_shared_size_bytes = plan.shared
-        operand = np.uint16 if self.compute == "bfloat16" else self.dtype
-        exchange = cupy.zeros((2, self.batch, plan.padded), operand)
-        flags = cupy.zeros(plan.groups * plan.blocks, np.uint32)
-        run(
-            (plan.blocks, plan.groups), (plans.THREADS,), (*self.sequence, *arguments, exchange, flags),
-            shared_mem=plan.shared,
-        )  # fmt: skip
+        operand = 2 if self.compute == "bfloat16" else self.dtype.itemsize
+        size = 2 * self.batch * plan.padded * operand
+        zeros = cupy.zeros(size + 4 * plan.groups * plan.blocks, np.uint8)
+        exchange, flags = zeros[:size], zeros[size:]
+        arguments = (*self.sequence, np.int32(plan.tile), *arguments, exchange, flags)
+        run((plan.blocks, plan.groups), (plans.THREADS,), arguments, shared_mem=plan.shared)
 
     def launch_step(self, name: str, active: int, step: int, phase: int, *arguments: Any) -> None:
         """Run a kernel of ``steps.cu`` over the rows that have a step."""
@@ -126,7 +131,7 @@ class Call:
 
 def _packed(x: Any, rows: Rows) -> Any:
     """Return the valid steps of (B, T, F), one below the other."""
-    steps = x.reshape(-1, x.shape[2])
+    steps = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
     return steps if rows.valid is None else steps[rows.valid]
 
 
@@ -137,36 +142,38 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
     keep = needs is not None
     rows = _uniform(cupy.cuda.Device().id, batch, time) if config.lengths is None else _rows(config.lengths, time)
     call = Call(cell, arrays, config, current_compute(), rows)
-    w_hh, b_hn, h0 = (
+    w_hh, b, b_hn, h0, c0 = (
         None if array is None else cupy.ascontiguousarray(array)
-        for array in (w_hh, getattr(arrays, "b_hn", None), arrays.h0)
+        for array in (w_hh, arrays.b, getattr(arrays, "b_hn", None), arrays.h0, getattr(arrays, "c0", None))
     )
-    c0 = None if getattr(arrays, "c0", None) is None else cupy.ascontiguousarray(arrays.c0)
     kept = product(_packed(x, rows), arrays.w_ih.T, compute=call.compute)
-    if arrays.b is not None:
-        kept += arrays.b
     y = (cupy.empty if rows.valid is None else cupy.zeros)((batch, time, hidden), dtype)
-    h_n, c_n = (
-        cupy.zeros((batch, hidden), dtype) if start is None else start.copy() for start in (h0, c0 if cell == LSTM else None)
-    )
+    h_n, c_n = (_final(start, rows, (batch, hidden), dtype) for start in (h0, c0))
     extra = cupy.empty((rows.total, hidden), dtype) if cell >= LSTM and keep else None
     plan = call.plan(gates, hidden, 1)
     if not rows.total or not hidden:
-        pass
+        pass  # there is no step
     elif plan is not None:
         call.launch_sequence(
-            "forward_sequence", plan, gates, hidden, w_hh, given(b_hn), given(h0), given(c0), kept, given(extra),
+            "forward", plan, gates, w_hh, given(b), given(b_hn), given(h0), given(c0), kept, given(extra),
             np.int32(keep), y, h_n, c_n,
         )  # fmt: skip
     else:
-        _step_forward(call, w_hh, b_hn, h0, c0, kept, extra, y, h_n, c_n)
+        _step_forward(call, w_hh, b, b_hn, h0, c0, kept, extra, y, h_n, c_n)
     outputs = (y, h_n, c_n) if cell == LSTM else (y, h_n)
     arrays = arrays._replace(w_hh=w_hh, h0=h0, **({"c0": c0} if cell == LSTM else {}))
     return outputs, Saved(cell, arrays, config, call.compute, rows, kept, extra, y) if keep else None
 
 
+def _final(start: Any, rows: Rows, shape: tuple[int, int], dtype: Any) -> Any:
+    """Return an array for final states: kernels write those of rows with steps, others keep the initial ones."""
+    if len(rows.active) and rows.active[0] == shape[0]:
+        return cupy.empty(shape, dtype)
+    return cupy.zeros(shape, dtype) if start is None else start.copy()
+
+
 def _step_forward(
-    call: Call, w_hh: Any, b_hn: Any, h0: Any, c0: Any, kept: Any, extra: Any, y: Any, h_n: Any, c_n: Any
+    call: Call, w_hh: Any, b: Any, b_hn: Any, h0: Any, c0: Any, kept: Any, extra: Any, y: Any, h_n: Any, c_n: Any
 ) -> None:
     hidden, rows, before = call.hidden, call.rows, call.cell == GRU_BEFORE
     h = cupy.zeros((call.batch, hidden), call.dtype) if h0 is None else h0[rows.rows]
@@ -176,7 +183,7 @@ def _step_forward(
     columns = slice(0, 2 * hidden if before else None)
     for step, active in enumerate(rows.active.tolist()):
         product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
-        arguments = (recurrent, given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
+        arguments = (recurrent, given(b), given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
         if before:
             call.launch_step("forward_step", active, step, 0, *arguments)
             product(operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute)
@@ -184,11 +191,10 @@ def _step_forward(
 
 
 def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
-    cell, arrays, config, compute, rows, gates, extra, y = saved
-    call = Call(cell, arrays, config, compute, rows)
+    cell, arrays, rows, compute = saved.cell, saved.arrays, saved.rows, saved.compute
+    call = Call(cell, arrays, saved.config, compute, rows)
     batch, time, inputs = arrays.x.shape
-    hidden, dtype, count, planes = call.hidden, call.dtype, GATES[cell], GRADIENTS[cell]
-    w_hh, h0, c0 = arrays.w_hh, arrays.h0, getattr(arrays, "c0", None)
+    hidden, dtype, planes = call.hidden, call.dtype, GRADIENTS[cell]
     dy, dh_n, dc_n = (
         None if grad is None else cupy.ascontiguousarray(grad)
         for grad in (grad_outputs.y, grad_outputs.h_n, getattr(grad_outputs, "c_n", None))
@@ -233,9 +239,7 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
     plan = call.plan(1, count * hidden, 2)
     if plan is not None:
         dh0, dc0 = (cupy.empty((call.batch, hidden), call.dtype) for _ in range(2))
-        call.launch_sequence(
-            "backward_sequence", plan, 1, count * hidden, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0
-        )
+        call.launch_sequence("backward", plan, 1, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0)
         return dh0, dc0
     dh, dc = (
         cupy.zeros((call.batch, hidden), call.dtype) if grad is None else grad[rows.rows] for grad in (dh_n, dc_n)

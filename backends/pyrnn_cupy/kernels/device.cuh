@@ -4,11 +4,14 @@
 #pragma once
 
 #ifdef PYRNN_ON_CPU
-#define load_acquire pyrnn_cpu_load_acquire
-#define store_release pyrnn_cpu_store_release
-#define mma_bf16 pyrnn_cpu_mma_bf16
-#define mma_tf32 pyrnn_cpu_mma_tf32
+#define load_acquire pyrnn_cpu_ld_acquire_gpu
+#define store_release pyrnn_cpu_st_release_gpu
 #define spin_pause pyrnn_spin_pause
+#define copy_async(to, from) pyrnn_cpu_cp_async_16(to, from)
+#define copies_begun pyrnn_cpu_cp_async_commit
+#define await_copies pyrnn_cpu_cp_async_wait
+#define mma_bf16(c, a, b) pyrnn_cpu_mma_m16n8k16_bf16(c, a, b, c)
+#define mma_tf32(c, a, b) pyrnn_cpu_mma_m16n8k8_tf32(c, a, b, c)
 #else
 
 __device__ __forceinline__ unsigned load_acquire(const unsigned *at) {
@@ -23,6 +26,17 @@ __device__ __forceinline__ void store_release(unsigned *at, unsigned value) {
 
 /* Nothing: whoever spins waits for a microsecond at most, and a sleep takes longer. */
 __device__ __forceinline__ void spin_pause() {}
+
+/* Sixteen bytes of global memory to shared memory, while the thread goes on; they come from L2, since L1 may hold what others
+   have overwritten. `copies_begun` ends a group of copies; `await_copies(n)` waits for all groups but the last n. */
+__device__ __forceinline__ void copy_async(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void await_copies(int left) {
+    if (left == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+    else asm volatile("cp.async.wait_group 1;" ::: "memory");
+}
 
 /* c += a · b for 16 rows, 8 columns and a depth of 16, of bfloat16 in pairs; fragments as the PTX ISA lays them out. */
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

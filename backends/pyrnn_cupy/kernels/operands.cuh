@@ -1,13 +1,15 @@
 /* A block's own products: rows of states times the weights of its units, which stay in registers for the whole sequence.
 
-   Compiled with -DUNITS (units of a block, a power of two up to 32), -DDEPTH (the length of a sum), -DSUMS (sums for a unit),
-   -DTILE (rows at a time), -DTHREADS, and -DCOMPUTE=EXACT|TF32|BF16.
+   Compiled with -DUNITS (units of a block, a power of two up to 32), -DSUMS (sums for a unit), -DROUNDS (of the loop below),
+   -DTHREADS, and -DCOMPUTE=EXACT|TF32|BF16. The depth of the sums is known when they run: what ROUNDS has beyond it is zeros.
 
-   (a) EXACT: a thread has one unit and every SLICES-th group of four terms of its sums. It multiplies them with four rows at a
-       time, which all threads of a slice read from shared memory at once. Slices are added up in a fixed tree.
-   (b) TF32, BF16: a warp has all units and every WARPS-th step of the matrix units in depth.
+   (a) EXACT: a thread has one unit and every SLICES-th group of four terms of its sums, ROUNDS groups. It multiplies them with four
+       rows at a time, which all threads of a slice read from shared memory at once. Slices are added up in a fixed tree.
+   (b) TF32, BF16: a warp has all units and every WARPS-th step of the matrix units in depth, ROUNDS steps.
    Results depend on nothing but a row's own operands: not on the rows beside it. */
 #pragma once
+
+#include "device.cuh"
 
 #define EXACT 0
 #define TF32 1
@@ -35,12 +37,10 @@ __device__ __forceinline__ Operand to_operand(REAL x) {
 
 #if COMPUTE == EXACT
 #define SLICES (THREADS / UNITS)
-#define GROUPS ((DEPTH + 4 * SLICES - 1) / (4 * SLICES)) /* of four terms, for a thread */
-#define PADDED (GROUPS * 4 * SLICES)                     /* depth as it is stored */
+#define PADDED (ROUNDS * 4 * SLICES) /* depth as it is stored */
 #define SHARED_ROW PADDED
 #else
-#define STEPS ((DEPTH + STEP * WARPS - 1) / (STEP * WARPS)) /* for a warp */
-#define PADDED (STEPS * STEP * WARPS)
+#define PADDED (ROUNDS * STEP * WARPS)
 #define SHARED_ROW (PADDED + 16 / (int)sizeof(Operand)) /* so that eight rows lie in different banks */
 #define TILES ((COLUMNS + 7) / 8)
 #endif
@@ -49,34 +49,34 @@ __device__ __forceinline__ Operand to_operand(REAL x) {
 struct Weights {
     const REAL *w;
     long long sum_step, unit_step, k_step;
-    int first, units; /* the block's first unit; how many there are in all */
+    int first, units, depth; /* the block's first unit; how many there are in all */
 
     __device__ __forceinline__ REAL at(int sum, int unit, int k) const {
-        return first + unit < units && k < DEPTH ? w[sum * sum_step + (first + unit) * unit_step + k * k_step] : (REAL)0;
+        return first + unit < units && k < depth ? w[sum * sum_step + (first + unit) * unit_step + k * k_step] : (REAL)0;
     }
 };
 
 #if COMPUTE == EXACT
 struct Product {
-    REAL w[SUMS][GROUPS][4];
+    REAL w[SUMS][ROUNDS][4];
 
     __device__ __forceinline__ void load(const Weights &weights) {
         const int unit = threadIdx.x % UNITS, slice = threadIdx.x / UNITS;
 #pragma unroll
         for (int s = 0; s < SUMS; s++)
 #pragma unroll
-            for (int i = 0; i < GROUPS; i++)
+            for (int i = 0; i < ROUNDS; i++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) w[s][i][j] = weights.at(s, unit, (i * SLICES + slice) * 4 + j);
     }
 
-    /* parts[warp][row][sum][unit] of `rows` rows of the tile. */
+    /* parts[row][warp][sum][unit] of `rows` rows of the tile. */
     __device__ __forceinline__ void run(const Operand *tile, int rows, REAL *parts) const {
         const int unit = threadIdx.x % UNITS, slice = threadIdx.x / UNITS, warp = threadIdx.x / 32;
         for (int r0 = 0; r0 < rows; r0 += 4) {
             REAL sum[4][SUMS] = {};
 #pragma unroll
-            for (int i = 0; i < GROUPS; i++)
+            for (int i = 0; i < ROUNDS; i++)
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
                     REAL term[4];
@@ -94,14 +94,14 @@ struct Product {
                 for (int s = 0; s < SUMS; s++) {
 #pragma unroll
                     for (int other = UNITS; other < 32; other *= 2) sum[r][s] += __shfl_xor_sync(0xffffffffu, sum[r][s], other);
-                    if (threadIdx.x % 32 < UNITS) parts[((warp * TILE + r0 + r) * SUMS + s) * UNITS + unit] = sum[r][s];
+                    if (threadIdx.x % 32 < UNITS) parts[(((r0 + r) * WARPS + warp) * SUMS + s) * UNITS + unit] = sum[r][s];
                 }
         }
     }
 };
 #else
 struct Product {
-    unsigned w[STEPS][TILES][2];
+    unsigned w[ROUNDS][TILES][2];
 
     __device__ __forceinline__ static unsigned pair(const Weights &weights, int column, int k) {
         const int sum = column / UNITS, unit = column % UNITS;
@@ -117,7 +117,7 @@ struct Product {
         const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
         const int each = STEP / 8; /* terms in a register */
 #pragma unroll
-        for (int i = 0; i < STEPS; i++)
+        for (int i = 0; i < ROUNDS; i++)
 #pragma unroll
             for (int n = 0; n < TILES; n++)
 #pragma unroll
@@ -130,7 +130,7 @@ struct Product {
         for (int r0 = 0; r0 < rows; r0 += 16) {
             float sum[TILES][4] = {};
 #pragma unroll
-            for (int i = 0; i < STEPS; i++) {
+            for (int i = 0; i < ROUNDS; i++) {
                 unsigned a[4];
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
@@ -148,7 +148,7 @@ struct Product {
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const int row = r0 + group + j / 2 * 8, column = n * 8 + within * 2 + j % 2;
-                    if (column < COLUMNS) parts[(warp * TILE + row) * COLUMNS + column] = sum[n][j];
+                    if (column < COLUMNS) parts[(row * WARPS + warp) * COLUMNS + column] = sum[n][j];
                 }
         }
     }
@@ -167,29 +167,15 @@ struct Product {
 __device__ __forceinline__ REAL total(const REAL *parts, int row, int sum, int unit) {
     REAL value = 0;
 #pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) value += parts[((warp * TILE + row) * SUMS + sum) * UNITS + unit];
+    for (int warp = 0; warp < WARPS; warp++) value += parts[((row * WARPS + warp) * SUMS + sum) * UNITS + unit];
     return value;
 }
 
-/* Rows of an exchange [rows][PADDED], `row_step` apart, into a tile; past L1, which may hold what has been overwritten. */
+/* Begin to copy rows of an exchange, `row_step` apart, into a tile. */
 __device__ __forceinline__ void stage(Operand *tile, const Operand *from, long long row_step, int rows) {
     const int packs = PADDED * (int)sizeof(Operand) / 16;
     for (int i = threadIdx.x; i < rows * packs; i += THREADS) {
         const int row = i / packs, pack = i % packs;
-        ((int4 *)(tile + row * SHARED_ROW))[pack] = __ldcg((const int4 *)(from + row * row_step) + pack);
+        copy_async((int4 *)(tile + row * SHARED_ROW) + pack, (const int4 *)(from + row * row_step) + pack);
     }
-}
-
-/* What a block has told the others of its group, and waits to hear from them: that they have come to `epoch`. */
-__device__ __forceinline__ void tell(unsigned *flags, unsigned epoch) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        store_release(flags + blockIdx.x, epoch);
-    }
-}
-__device__ __forceinline__ void wait(const unsigned *flags, unsigned epoch) {
-    for (int block = threadIdx.x; block < (int)gridDim.x; block += THREADS)
-        while (load_acquire(flags + block) < epoch) spin_pause();
-    __syncthreads();
 }

@@ -1,0 +1,34 @@
+/* A recurrent layer in one launch for the whole sequence: what `recurrent_forward.cu` and `recurrent_backward.cu` share.
+
+   (a) A block has UNITS units, and keeps their recurrent weights in registers. Blocks of a row of the grid (gridDim.x of them)
+       share a group of sequences: sorted rows group, group + gridDim.y, ... Groups need nothing of each other.
+   (b) In a step a block reads the operands that all blocks of its group have written, makes its products and its units' cells, and
+       writes the operands of the next step. Forward these are states, backward the gradients of the gates. They lie in one of
+       two buffers: who writes to one has heard that all have read it.
+   (c) A block tells that it has come to a step by a flag of its own, and waits for those of the others. So all blocks must
+       run at once: a cooperative launch, no larger than the device.
+   (d) What a thread's first cell reads from far away is fetched before the wait that it does not depend on.
+   (e) Inputs times weights are in `gates` already; gradients of x and of weights are products over the whole sequence,
+       afterwards. */
+#pragma once
+
+#include "cells.cuh"
+#include "flags.cuh"
+#include "operands.cuh"
+
+/* A group's rows: local row r is sorted row r * gridDim.y + group. */
+__device__ __forceinline__ int sorted_row(int r) { return r * (int)gridDim.y + (int)blockIdx.y; }
+__device__ __forceinline__ int group_rows(int B) { return (B - (int)blockIdx.y + (int)gridDim.y - 1) / (int)gridDim.y; }
+
+/* Tiles of operands in shared memory: one is fetched while another is multiplied, where a group has more rows than a tile. */
+__device__ __forceinline__ int buffers(int rows, int tile_rows) { return rows > tile_rows ? 2 : 1; }
+
+struct Gates {
+    REAL of[GATES];
+};
+__device__ __forceinline__ Gates load_gates(const REAL *gates, long long packed, int H, int unit) {
+    Gates g;
+#pragma unroll
+    for (int i = 0; i < GATES; i++) g.of[i] = gates[(packed * GATES + i) * H + unit];
+    return g;
+}

@@ -1,0 +1,86 @@
+/* A recurrent layer forward: see recurrent.cuh. */
+#include "recurrent.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
+    const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int tile_rows,
+    const REAL *w_hh, const REAL *b, const REAL *b_hn, const REAL *h0, const REAL *c0, REAL *gates, REAL *extra, int keep,
+    REAL *y, REAL *h_n, REAL *c_n, Operand *exchange, unsigned *flags
+) {
+    extern __shared__ int4 shared_memory[];
+    const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
+    const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
+    const bool mine = unit < H; /* a thread's cells are all of one unit */
+    Operand *tiles = (Operand *)shared_memory;
+    REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
+    REAL *own = parts + tile_rows * WARPS * COLUMNS; /* [row][unit]: c, or h */
+    const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
+    exchange += (long long)blockIdx.y * PADDED;
+    flags += blockIdx.y * gridDim.x;
+    Product product;
+    product.load({w_hh, (long long)H * H, H, 1, first, H, H});
+    Gates bias = {};
+    if (b && mine) bias = load_gates(b, 0, H, unit);
+    const REAL candidate_bias = b_hn && mine ? b_hn[unit] : (REAL)0;
+    const REAL *from = CELL == LSTM ? c0 : h0;
+    for (int p = threadIdx.x; p < count * UNITS; p += THREADS)
+        own[p] = from && mine ? from[(long long)rows[sorted_row(p / UNITS)] * H + unit] : (REAL)0;
+    int active = count;
+    const int steps = count ? lengths[sorted_row(0)] : 0;
+    for (int s = 0; s < steps; s++) {
+        while (lengths[sorted_row(active - 1)] <= s) active--;
+        Gates ahead = {};
+        if (threadIdx.x < active * UNITS && mine)
+            ahead = load_gates(gates, place_of(q, sorted_row(threadIdx.x / UNITS), s).packed, H, unit);
+        if (s) wait(flags, s);
+        const Operand *now = exchange + (s % 2) * buffer;
+        Operand *next = exchange + (1 - s % 2) * buffer;
+        const auto fetch = [&](int r0) {
+            Operand *tile = tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW;
+            const int here = min(tile_rows, active - r0);
+            if (s) stage(tile, now + r0 * row_step, row_step, here);
+            else
+                for (int i = threadIdx.x; i < here * PADDED; i += THREADS) {
+                    const int k = i % PADDED;
+                    const REAL h = h0 && k < H ? h0[(long long)rows[sorted_row(r0 + i / PADDED)] * H + k] : (REAL)0;
+                    tile[i / PADDED * SHARED_ROW + k] = to_operand(h);
+                }
+        };
+        fetch(0);
+        copies_begun();
+        for (int r0 = 0; r0 < active; r0 += tile_rows) {
+            const int here = min(tile_rows, active - r0);
+            if (r0 + tile_rows < active) fetch(r0 + tile_rows);
+            copies_begun();
+            await_copies(1);
+            __syncthreads();
+            product.run(tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW, here, parts);
+            __syncthreads();
+            for (int p = threadIdx.x; p < here * UNITS && mine; p += THREADS) {
+                const int r = p / UNITS, m = sorted_row(r0 + r);
+                const Place place = place_of(q, m, s);
+                Gates gate = r0 == 0 && p < THREADS ? ahead : load_gates(gates, place.packed, H, unit);
+                REAL recurrent[GATES], more = 0;
+#pragma unroll
+                for (int g = 0; g < GATES; g++) {
+                    gate.of[g] += bias.of[g];
+                    recurrent[g] = total(parts, r, g, p % UNITS);
+                }
+                REAL &state = own[r0 * UNITS + p];
+                const Unit after = step_forward(gate.of, recurrent, {state, state}, candidate_bias, more);
+                state = CELL == LSTM ? after.c : after.h;
+                if (keep) {
+#pragma unroll
+                    for (int g = 0; g < GATES; g++) gates[(place.packed * GATES + g) * H + unit] = gate.of[g];
+                    if (HAS_EXTRA) extra[place.packed * H + unit] = more;
+                }
+                y[unpacked(q, place, unit)] = after.h;
+                next[(r0 + r) * row_step + unit] = to_operand(after.h);
+                if (s == lengths[m] - 1) {
+                    h_n[(long long)place.row * H + unit] = after.h;
+                    if (CELL == LSTM) c_n[(long long)place.row * H + unit] = after.c;
+                }
+            }
+        }
+        tell(flags, s + 1);
+    }
+}
