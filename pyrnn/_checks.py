@@ -13,7 +13,7 @@ FLOATS = (np.dtype("float32"), np.dtype("float64"))  # in the machine's own byte
 
 # What another library's array is made one of ours by, by the package that it comes from.
 DOORS = {
-    "cupy": 'copy it with .get(), or run on the GPU: backend="cupy"',
+    "cupy": 'copy it with .get(), or run on the GPU: with pyrnn.use_backend("cupy")',
     "torch": "pass pyrnn.from_dlpack(...) of the detached tensor",
     "jax": "pass pyrnn.from_dlpack(...) of it",
     "jaxlib": "pass pyrnn.from_dlpack(...) of it",
