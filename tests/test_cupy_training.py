@@ -23,6 +23,7 @@ import fake_cupy
 
 pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
 CLASSES, FEATURES = 7, 6
+ATTENDING = ("rotary", "alibi")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,11 @@ def head(width: int) -> nn.Linear:
     return nn.Linear(width, CLASSES, rng=1)
 
 
+def transformer(positions: str) -> nn.Module:
+    layers = nn.Transformer(1, 8, 2, 16, positions=positions, dropout=0.1, rng=0)
+    return nn.Sequential(nn.Embedding(CLASSES, 8, rng=0), layers, head(8))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "lstm": lambda: nn.Sequential(nn.LSTM(FEATURES, 8, rng=0), head(8)),
     "gru": lambda: nn.Sequential(
@@ -52,14 +58,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "tcn": lambda: nn.Sequential(nn.TCN(FEATURES, [8, 8], dropout=0.2, rng=0), nn.Dropout(0.2, rng=0), head(8)),
     "wavenet": lambda: nn.Sequential(nn.CausalConv1d(FEATURES, 8, 3, weight_norm=True, rng=0), nn.ReLU(), head(8)),
     "positions": lambda: nn.Sequential(nn.SinusoidalPositions(6), nn.LearnedPositions(20, 6, rng=0), head(6)),
-    "transformer": lambda: nn.Transformer(CLASSES, 8, 2, num_layers=1, dropout=0.1, rng=0),
+    "rotary": lambda: transformer("rotary"),
+    "alibi": lambda: transformer("alibi"),
 }
 
 
 def data(name: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, CLASSES, (3, 9))
-    return (targets if name == "transformer" else rng.standard_normal((3, 9, FEATURES), np.float32)), targets
+    return (targets if name in ATTENDING else rng.standard_normal((3, 9, FEATURES), np.float32)), targets
 
 
 def train(
@@ -76,7 +83,7 @@ def train(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_copies_nothing_but_the_loss_that_is_read(cupy: Any, backend: Any, name: str) -> None:
-    if name == "transformer" and not backend.has("attention"):
+    if name in ATTENDING and not backend.has("attention"):
         pytest.skip("the cupy backend has no attention")
     model = MODELS[name]().to(backend)
     optimizer = optim.AdamW(model.parameters(), lr=1e-2)
