@@ -13,7 +13,7 @@ FLOATS = (np.dtype("float32"), np.dtype("float64"))  # in the machine's own byte
 
 # What another library's array is made one of ours by, by the package that it comes from.
 DOORS = {
-    "cupy": 'copy it with .get(), or run on the GPU: backend="cupy"',
+    "cupy": 'copy it with .get(), or run on the GPU: with pyrnn.use_backend("cupy")',
     "torch": "pass pyrnn.from_dlpack(...) of the detached tensor",
     "jax": "pass pyrnn.from_dlpack(...) of it",
     "jaxlib": "pass pyrnn.from_dlpack(...) of it",
@@ -33,6 +33,17 @@ def refuse_foreign(name: str, value: Any) -> None:
     package = type(value).__module__.partition(".")[0]
     if package in DOORS and package != "cupy":
         raise TypeError(f"{name}: expected an array or a pyrnn.Tensor, got {type_name(value)}; {DOORS[package]}")
+
+
+def refuse_other_device(name: str, value: Any, xp: Any) -> None:
+    """Raise TypeError for an array that lies elsewhere than those of a module, and say how it is brought there."""
+    if xp is np:
+        if type(value).__module__.partition(".")[0] == "cupy":
+            raise TypeError(f"{name}: expected an array on the host, got {type_name(value)}; {DOORS['cupy']}")
+    elif isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: expected a {xp.__name__}.ndarray, got {type_name(value)}; copy it with {xp.__name__}.asarray(...)"
+        )
 
 
 def check_count(name: str, value: Any, minimum: int = 1) -> int:

@@ -467,14 +467,14 @@ def choose(op: str, backend: str | Backend | None = None) -> Backend:
     return use.backend if use.otherwise is None or use.backend.has(op) else use.otherwise
 
 
-def choose_updates(array: Any, own: Backend | None) -> UpdateOps:
-    """Return what an optimiser's update of an array runs on; ``own`` is the model's backend.
+def choose_updates(array: Any, own: Backend | None = None) -> UpdateOps:
+    """Return what an optimiser's update of an array runs on, or its dropout; ``own`` is the model's backend.
 
     It is the backend that ops would run on. One that takes no arrays of this kind has no part in it: then it is plain
     array code, which is right for any.
     """
     use = _use.get()
-    backend = (own or get_backend(DEFAULT)) if use is None else use.backend
+    backend = (own or _model.get() or get_backend(DEFAULT)) if use is None else use.backend
     return backend if isinstance(array, backend.array_type) else _plain_updates
 
 

@@ -7,10 +7,15 @@ import cupy
 from pyrnn import Backend
 from pyrnn.backend import Claim
 
+from .basic import BasicOps
+from .conv import ConvOps
 from .recurrent import RecurrentOps
+from .update import UpdateOps
+
+OPS = ("rnn", "lstm", "gru", "causal_conv1d", "linear", "layer_norm", "softmax", "embedding", "cross_entropy")
 
 
-class CupyBackend(RecurrentOps, Backend):
+class CupyBackend(RecurrentOps, ConvOps, BasicOps, UpdateOps, Backend):
     """CUDA kernels on CuPy arrays, forward and backward, in float32 and float64, on the current device and stream."""
 
     name = "cupy"
@@ -18,4 +23,4 @@ class CupyBackend(RecurrentOps, Backend):
     array_type = cupy.ndarray
     compute_modes = ("tf32", "bfloat16")
     note = "compiles its kernels for the sizes met, seconds each, and keeps them on disk"
-    claims = dict.fromkeys(("rnn", "lstm", "gru"), Claim())
+    claims = dict.fromkeys(OPS, Claim())

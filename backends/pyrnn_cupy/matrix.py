@@ -1,4 +1,7 @@
-"""Products of matrices by cuBLAS, of views as they lie: a matrix is copied only if neither of its axes has stride 1."""
+"""Products of matrices by cuBLAS, of views as they lie: copied only where neither axis has stride 1.
+
+Sums down columns are a kernel of our own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ import cupy
 import numpy as np
 from cupy.cuda import cublas, device
 
+from .modules import given, kernel
+
 FLOAT32, FLOAT64 = 0, 1  # CUDA_R_32F, CUDA_R_64F of library_types.h
+SUM_COLUMNS, SUM_THREADS = 32, 512  # of a block of sums.cu
+SUM_BLOCKS, SUM_ROWS = 512, 64  # at most so many blocks, with at least so many rows each
 COMPUTE = {  # cublasComputeType_t
     None: "CUBLAS_COMPUTE_32F",
     "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32",
@@ -67,3 +74,37 @@ def _laid_out(x: Any) -> tuple[Any, int, int, int]:
     if (rows == 1 or row == 1) and (columns == 1 or column >= rows):
         return x, 1, int(column) if columns > 1 else rows, batch
     return _laid_out(cupy.ascontiguousarray(x))
+
+
+def column_sums(rows: Any, lengths: Any = None) -> Any:
+    """Return the sums (F,) of the rows of (N, F), or of the valid steps of (B, T, F), in an order fixed by the sizes.
+
+    Parameters
+    ----------
+    rows : shape (N, F) or (B, T, F)
+    lengths : int32 (B,) on the device, optional
+        The valid steps of each row; what stands past them is not read.
+    """
+    if rows.ndim == 2:
+        rows = rows[None]
+    if rows.strides[-1] != rows.itemsize and rows.shape[-1] > 1:
+        rows = cupy.ascontiguousarray(rows)
+    batch, time, columns = rows.shape
+    if batch * time == 1 and lengths is None:
+        return rows.reshape(columns).copy()
+    real = "double" if rows.dtype == np.float64 else "float"
+    run = kernel("sums.cu", "column_sums", REAL=real, device=cupy.cuda.Device().id)
+    across = -(-columns // SUM_COLUMNS)
+    while True:
+        count = batch * time
+        parts = min(max(1, SUM_BLOCKS // max(1, across)), max(1, count // SUM_ROWS))
+        out = cupy.empty((parts, columns), rows.dtype)
+        if not columns:
+            return out[0]
+        steps = (np.int64(stride // rows.itemsize) for stride in rows.strides[:2])
+        share = -(-count // parts)
+        sizes = (np.int32(time), np.int64(count), np.int64(share), np.int64(columns))
+        run((across, parts), (SUM_THREADS,), (rows, given(lengths), *steps, *sizes, out))
+        if parts == 1:
+            return out[0]
+        rows, lengths, batch, time = out[None], None, 1, parts

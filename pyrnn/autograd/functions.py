@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import refuse_other_device, type_name
 from .tape import is_recording
 from .tensor import Tensor, namespace, record
 
@@ -35,7 +36,8 @@ _ERFC = {
 def _values(*operands: Any) -> list[Any]:
     """Return the operands' arrays and numbers; mixed dtypes are a TypeError, since nothing is promoted here."""
     dtype = next((operand.dtype for operand in operands if isinstance(operand, Tensor)), None)
-    values = []
+    values: list[Any] = []
+    on_host = None
     for operand in operands:
         if isinstance(operand, (bool, int, float, np.integer, np.floating, np.bool_)):
             values.append(float(operand))
@@ -46,6 +48,11 @@ def _values(*operands: Any) -> list[Any]:
             raise TypeError(f"expected a Tensor, an array or a number, got {type(operand).__name__}")
         if dtype is not None and given not in (dtype, np.bool_):
             raise TypeError(f"expected {dtype} like the other operand, got {given}; cast with .astype(numpy.{dtype})")
+        if on_host is None:
+            on_host = isinstance(value, np.ndarray)
+        elif on_host is not isinstance(value, np.ndarray):
+            kinds = " and ".join(sorted(type_name(array) for array in (*values, value) if hasattr(array, "dtype")))
+            raise TypeError(f"expected operands on one device, got {kinds}; copy one with cupy.asarray(...) or .get()")
         values.append(value)
     return values
 
@@ -116,14 +123,16 @@ def power(a: Any, b: Any) -> Tensor:
     result = x**y
 
     def pull_base(g: Any) -> Any:
-        xp = namespace(result)
         # x^0 is flat, at x = 0 too, where y · x^(y - 1) is 0 · inf.
-        return g * y * xp.where(y == 0, 1.0, x).astype(result.dtype) ** (y - 1)
+        if isinstance(y, float):
+            return g * y * x ** (y - 1) if y else g * y
+        return g * y * namespace(result).where(y == 0, 1.0, x).astype(result.dtype) ** (y - 1)
 
     def pull_exponent(g: Any) -> Any:
         xp = namespace(result)
         # d(x^y)/dy at x = 0 is 0 for y > 0, where log gives -inf.
-        return g * result * xp.log(xp.where(x == 0, 1.0, x).astype(result.dtype))
+        base = xp.full((), x or 1.0) if isinstance(x, float) else xp.where(x == 0, 1.0, x)
+        return g * result * xp.log(base.astype(result.dtype))
 
     return _apply("power", result, (a, pull_base), (b, pull_exponent))
 
@@ -327,6 +336,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Return a where the condition holds and b elsewhere; what is not taken gets no gradient, NaN or not."""
     x, y = _values(a, b)
     xp = namespace(x if isinstance(a, Tensor) else y)
+    refuse_other_device("condition", condition, xp)
     condition = xp.array(condition)  # a copy: backward needs it as it is now
     zero = (a if isinstance(a, Tensor) else b).dtype.type(0)
     return _apply(

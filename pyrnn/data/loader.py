@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_count
+from ..autograd.tensor import namespace
 from ._types import Array, IntArray
 
 Seed: TypeAlias = np.random.Generator | int | None
@@ -133,7 +134,8 @@ class Batches(Loader[tuple[Array, ...]]):
     Parameters
     ----------
     *arrays : array_like, shapes (examples, ...)
-        At least one; all with the same number of rows. Kept, not copied.
+        At least one; all with the same number of rows. Kept, not copied. One on a GPU stays there, and so do its
+        batches; of a batch only the numbers of its rows go over.
     batch_size : int
         Rows of a batch.
     shuffle : bool, default True
@@ -170,7 +172,7 @@ class Batches(Loader[tuple[Array, ...]]):
         drop_last: bool = False,
     ) -> None:
         super().__init__(shuffle=shuffle, rng=rng)
-        self._arrays = tuple(np.asarray(array) for array in arrays)
+        self._arrays = tuple(array if _on_gpu(array) else np.asarray(array) for array in arrays)
         if not self._arrays:
             raise ValueError("arrays: expected at least one, got none")
         for i, array in enumerate(self._arrays):
@@ -189,7 +191,7 @@ class Batches(Loader[tuple[Array, ...]]):
         return cut(order, self._batch_size, drop_last=self._drop_last)
 
     def _batch(self, index: IntArray) -> tuple[Array, ...]:
-        return tuple(array[index] for array in self._arrays)
+        return tuple(_rows(array, index) for array in self._arrays)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -201,6 +203,14 @@ class Batches(Loader[tuple[Array, ...]]):
             "batch_size": self._batch_size,
             "drop_last": self._drop_last,
         }
+
+
+def _on_gpu(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def _rows(array: Any, index: IntArray) -> Any:
+    return array.take(namespace(array).asarray(index), axis=0) if _on_gpu(array) else array[index]
 
 
 def draw_order(count: int, rng: np.random.Generator | None) -> IntArray:

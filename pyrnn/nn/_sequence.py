@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +59,35 @@ def without_padding(x: Any, lengths: Any, features: int, dtype: Any) -> tuple[An
 def blank(x: Any, padding: Any) -> Any:
     """Return ``x`` with zeros in place of its padded steps."""
     xp = namespace(x.data if isinstance(x, Tensor) else x)
-    where = xp.asarray(padding).reshape(padding.shape + (1,) * (x.ndim - 2))
+    where = placed(xp, np.asarray, padding).reshape(padding.shape + (1,) * (x.ndim - 2))
     if isinstance(x, Tensor):
         return functions.where(where, 0.0, x)
     return xp.where(where, x.dtype.type(0), x)
+
+
+# --- what the host computes and a device needs ---------------------------------------------------------------------
+
+
+class _Words(NamedTuple):
+    """A host array by its content."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    content: bytes
+
+
+def placed(xp: Any, make: Callable[..., Any], *arguments: Any) -> Any:
+    """Return ``make(*arguments)``, an array that the host computes, as one of a module's.
+
+    On a device it is kept: the next call with the same arguments (host arrays, and what can be hashed) copies nothing.
+    """
+    if xp is np:
+        return make(*arguments)
+    words = (_Words(a.shape, a.dtype.str, a.tobytes()) if isinstance(a, np.ndarray) else a for a in arguments)
+    return _kept(xp, xp.empty(0).device.id, make, *words)
+
+
+@lru_cache(maxsize=32)
+def _kept(xp: Any, device: int, make: Callable[..., Any], *words: Any) -> Any:
+    arguments = (np.frombuffer(w.content, w.dtype).reshape(w.shape) if isinstance(w, _Words) else w for w in words)
+    return xp.asarray(make(*arguments))

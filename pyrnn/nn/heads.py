@@ -13,6 +13,7 @@ from .._checks import check_count, check_flag
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
 from ..ops.options import check_window
+from ._sequence import placed
 from .cache import Cache, dropped, is_uniform, joined
 from .positions import alibi_slopes, check_bound, waves
 
@@ -117,7 +118,7 @@ class Heads:
             return q, k
         at = (position[:1] if is_uniform(position) else position)[:, None, None] + np.arange(q.shape[1])[:, None]
         xp = namespace(q.data if isinstance(q, Tensor) else q)
-        sin, cos = xp.asarray(waves(at, self.features, q.dtype) * self.signs[:, None, None, None].astype(q.dtype))
+        sin, cos = placed(xp, _turns, at, self.features, np.dtype(q.dtype), self.signs)
         rotate = functions.rotate if isinstance(q, Tensor) else functions.rotated
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
@@ -133,9 +134,10 @@ class Heads:
 
     def bias(self, q_start: Any, queries: int, keys: int, dtype: Any, xp: Any) -> Any:
         """Return ALiBi's bias (B or 1, H, N, M): minus the slope of the head times the distance."""
-        at = (q_start[:1] if is_uniform(q_start) else q_start)[:, None] + np.arange(queries)
-        distance = np.abs(at[:, None, :, None] - np.arange(keys)).astype(dtype)
-        return xp.asarray(-alibi_slopes(self.num_heads).astype(dtype)[:, None, None] * distance)
+        start = placed(xp, np.array, q_start[:1] if is_uniform(q_start) else q_start)
+        at = start[:, None] + xp.arange(queries)
+        distance = xp.abs(at[:, None, :, None] - xp.arange(keys)).astype(dtype)
+        return -placed(xp, alibi_slopes, self.num_heads).astype(dtype)[:, None, None] * distance
 
     def _biased(self, q: Any, keys: Any, values: Any, options: dict[str, Any], attend: Attend) -> Any:
         if self.positions != "alibi":
@@ -153,6 +155,10 @@ class Heads:
             left = None if counts is None else np.clip(counts - first, 0, size)
             parts.append(attend(part, keys, values, bias, **{**options, "q_start": start + first, "q_lengths": left}))
         return xp.concatenate(parts, axis=2)
+
+
+def _turns(at: Any, features: int, dtype: Any, signs: Any) -> Any:
+    return waves(at, features, dtype) * signs[:, None, None, None].astype(dtype)
 
 
 def merged(y: Any) -> Any:

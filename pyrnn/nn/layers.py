@@ -11,7 +11,7 @@ import numpy as np
 from .._checks import check_count, check_flag, check_positive
 from ..autograd import Tensor, functions
 from ..autograd.tensor import namespace
-from ..backend import choose
+from ..backend import choose, choose_updates
 from ..ops import basic
 from . import init
 from ._checks import check_array, check_dtype, check_probability, check_states
@@ -196,10 +196,8 @@ def dropout(x: Any, p: float, generator: np.random.Generator) -> Any:
     ----------
     Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
     """
-    keep = generator.random(x.shape, x.dtype) >= p
-    scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
-    # Drawn on the host, so that a seed drops the same elements on every backend.
-    factors = namespace(x.data if isinstance(x, Tensor) else x).asarray(keep * scale)
+    array = x.data if isinstance(x, Tensor) else x
+    factors = choose_updates(array).dropout_factors(x.shape, x.dtype, p, generator, namespace(array))
     return functions.multiply(x, factors)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import check_lengths, check_positive, refuse_foreign, valid_steps
+from .._checks import check_lengths, check_positive, refuse_foreign, refuse_other_device
 from ..autograd import Tensor, functions, to_arrays
 from ..autograd.tensor import namespace
 from ..ops import basic
@@ -180,12 +180,17 @@ def _elementwise(
         raise ValueError(
             f"{names[1]}: expected shape {prediction.shape} like {names[0]}, got {target.shape}; nothing is broadcast"
         )
+    refuse_other_device(names[1], _array(target), namespace(_array(prediction)))
     valid = _valid(names[0], prediction, prediction.shape, lengths, mask)
     p, t = as_tensor(prediction), as_tensor(target)
     if valid is not None:
         p, t = functions.where(valid, p, 0.0), functions.where(valid, t, 0.0)
     result = _mean(loss(p, t), valid)
     return result if isinstance(prediction, Tensor) or isinstance(target, Tensor) else to_arrays(result)[()]
+
+
+def _array(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
 
 
 def _check_kind(name: str, value: Any) -> None:
@@ -198,14 +203,16 @@ def _valid(name: str, prediction: Any, shape: tuple[int, ...], lengths: Any, mas
     """Return booleans of a shape, True where an element counts; None where all do."""
     if lengths is None and mask is None:
         return None
-    xp = namespace(prediction.data if isinstance(prediction, Tensor) else prediction)
+    xp = namespace(_array(prediction))
     valid = xp.ones(shape, dtype=bool)
     if lengths is not None:
         if len(shape) < 2:
             raise ValueError(f"{name}: expected shape (B, T, ...) with lengths, got {tuple(prediction.shape)}")
-        steps = xp.asarray(valid_steps(check_lengths("lengths", lengths, shape[0], shape[1]), shape[1]))
+        counts = xp.asarray(check_lengths("lengths", lengths, shape[0], shape[1]))
+        steps = xp.arange(shape[1]) < counts[:, None]
         valid &= steps.reshape(steps.shape + (1,) * (len(shape) - 2))
     if mask is not None:
+        refuse_other_device("mask", mask, xp)
         counts = xp.asarray(mask)
         if counts.dtype != np.bool_:
             raise TypeError(f"mask: expected booleans (True = counts), got {counts.dtype}")
@@ -220,6 +227,8 @@ def _mean(losses: Any, valid: Any) -> Any:
     if valid is not None:
         if isinstance(losses, Tensor):
             losses = functions.where(valid, losses, 0.0)  # a pair of zeros may have a loss too
+        if not isinstance(valid, np.ndarray):  # on a device: the host does not wait for the count
+            return losses.sum() / namespace(valid).maximum(valid.sum(), 1).astype(losses.dtype)
         count = int(valid.sum())
     else:
         count = losses.size

@@ -16,7 +16,7 @@ from ..backend import choose
 from ..ops import basic
 from . import init
 from ._checks import check_array, check_dtype, check_positions
-from ._sequence import blank, padding_of
+from ._sequence import blank, padding_of, placed
 from .frozen import Part, Step, into
 from .init import Seed
 from .layers import as_tensor
@@ -161,8 +161,13 @@ class SinusoidalPositions(_Positions):
         self.config = {"embedding_dim": self.embedding_dim}
 
     def _rows(self, at: Any, dtype: Any, xp: Any) -> Any:
-        sines, cosines = waves(at, self.embedding_dim, np.dtype(dtype))
-        return xp.asarray(np.where(np.arange(self.embedding_dim) % 2, cosines, sines))
+        return placed(xp, _alternating, at, self.embedding_dim, np.dtype(dtype))
+
+
+def _alternating(at: Any, features: int, dtype: Any) -> Any:
+    """Return the sine of each even feature and the cosine of each odd one, shape (..., features)."""
+    sines, cosines = waves(at, features, dtype)
+    return np.where(np.arange(features) % 2, cosines, sines)
 
 
 @registered
@@ -209,7 +214,7 @@ class LearnedPositions(_Positions):
 
     def _rows(self, at: Any, dtype: Any, xp: Any) -> Any:
         # Padding may stand past the table's end; what is added there is blanked.
-        return basic.embedding(self.weight, indices=np.minimum(at, self.weight.shape[0] - 1))
+        return basic.embedding(self.weight, indices=placed(xp, np.minimum, at, self.weight.shape[0] - 1))
 
 
 def check_position_state(state: Any, batch: int) -> Any:

@@ -26,8 +26,8 @@ def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
         package = kind.__module__.partition(".")[0]
         wanted = f"{backend.array_type.__module__}.{backend.array_type.__name__}"
         door = DOORS.get(package, "convert it with numpy.asarray(...)")
-        if not isinstance(value, np.ndarray) and backend.array_type is not np.ndarray:
-            door = f"convert it with {backend.xp.__name__}.asarray(...)"
+        if backend.array_type is not np.ndarray:
+            door = f"copy it with {backend.xp.__name__}.asarray(...)"
         raise TypeError(
             f"{name}: expected a {wanted} or a pyrnn.Tensor of one for backend {backend.name!r}, "
             f"got {type_name(value)}; {door}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..backend import Backend
 from .declaration import Op
 from .options import axis as axis_option
@@ -13,8 +15,9 @@ from .options import mask as mask_option
 
 
 def _targets_are_classes(arrays: Any, config: Any) -> None:
-    targets = config.targets if config.mask is None else config.targets[config.mask]
-    check_range("targets", targets, arrays.logits.shape[-1], "C")
+    if isinstance(config.targets, np.ndarray):
+        targets = config.targets if config.mask is None else config.targets[config.mask]
+        check_range("targets", targets, arrays.logits.shape[-1], "C")
 
 
 LINEAR = Op("linear", arrays={"x": "... I", "w": "O I"}, optional={"b": "O"}, outputs={"y": "... O"}, state=())
@@ -128,6 +131,7 @@ def embedding(weight: Any, *, indices: Any, backend: str | Backend | None = None
     ----------
     weight : array or Tensor, shape (V, D)
     indices : integers of any shape (...), from 0 to V - 1
+        On the GPU nothing is raised for others, as the host would have to wait to see them: they give NaN.
     backend : str, optional
         The backend of this call alone.
 
@@ -151,6 +155,7 @@ def cross_entropy(logits: Any, *, targets: Any, mask: Any = None, backend: str |
     ----------
     logits : array or Tensor, shape (..., C)
     targets : integers, shape (...), from 0 to C - 1
+        On the GPU nothing is raised for others, as the host would have to wait to see them: their loss is NaN.
     mask : booleans, shape (...), optional
         False where an element does not count: its loss and gradient are 0, whatever it holds.
     backend : str, optional

@@ -16,6 +16,7 @@ from .._checks import (
     check_lengths,
     check_number,
     check_positive,
+    refuse_other_device,
     type_name,
 )
 from ..backend import Backend
@@ -180,18 +181,23 @@ FARTHEST = 2**31  # a position, from 0: they are added up in 64 bits
 
 
 def indices(shape: str, bound: str = "") -> Option:
-    """Declare an array of integers; with ``bound``, from 0 to that symbol's size - 1."""
+    """Declare an array of integers; with ``bound``, from 0 to that symbol's size - 1.
+
+    What is in an array on a device is not looked at, as the host would have to wait for it.
+    """
 
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
         if value is None:
             raise TypeError(f"{name}: expected an array of integers, got None")
-        array = backend.xp.asarray(value)
+        refuse_other_device(name, value, backend.xp)
+        on_device = backend.xp is not np and isinstance(value, backend.array_type)
+        array = value if on_device else np.asarray(value)
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(f"{name}: expected integers, got {array.dtype}; cast with .astype(int)")
         match_shape(name, shape, array.shape, sizes)
-        if bound:
+        if bound and not on_device:
             check_range(name, array, sizes[bound], bound)
-        return array.astype(np.int64)  # a copy: backward needs it as it is now
+        return backend.xp.array(array, np.int64)  # a copy: backward needs it as it is now
 
     return Option(None, check, "indices", shape=shape, bound=bound, computed=True)
 
@@ -210,6 +216,7 @@ def mask(shape: str) -> Option:
     def check(name: str, value: Any, sizes: Sizes, backend: Backend) -> Any:
         if value is None:
             return None
+        refuse_other_device(name, value, backend.xp)
         array = backend.xp.array(value)  # a copy: backward needs it as it is now
         if array.dtype != np.bool_:
             raise TypeError(f"{name}: expected booleans (True = counts), got {array.dtype}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from .._checks import check_count, check_flag, check_number, compare_state, refuse_misfits
+from .._checks import check_count, check_flag, check_number, compare_state, refuse_misfits, refuse_other_device
 from ..autograd import Tensor
 from ..autograd.tensor import namespace
 from ..backend import choose_updates
@@ -66,8 +66,11 @@ class Optimizer:
             if parameter.grad is not None:
                 self._steps[index] += 1
                 array = parameter.write()
+                xp, state = namespace(array), self._state[index]
+                for name, kept in state.items():
+                    refuse_other_device(f"{name} of params[{index}], made before the model was moved", kept, xp)
                 updates = choose_updates(array, getattr(parameter, "backend", None))
-                self._update(updates, array, parameter.grad, self._state[index], self._steps[index])
+                self._update(updates, array, parameter.grad, state, self._steps[index])
 
     def _update(self, updates: UpdateOps, array: Any, grad: Any, state: dict[str, Any], step: int) -> None:
         """Update one array, and its state, in place; ``step`` is 1 the first time."""

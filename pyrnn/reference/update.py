@@ -1,6 +1,6 @@
-"""The optimisers' updates in plain array code: what is done to a parameter at each step.
+"""The optimisers' updates in plain array code: what is done to a parameter at each step; and the factors of dropout.
 
-They are no ops, as they write in place and have no gradient, but a backend may have faster ones: like the basic family
+They are no ops, as they write in place or have no gradient, but a backend may have faster ones: like the basic family
 they are defaults that every backend starts from. Element by element, with g the gradient and w the parameter:
 
 (a) SGD: g ← g + weight_decay·w; with momentum μ: v ← μ·v + g, and g ← g + μ·v (Nesterov) or v; w ← w - lr·g.
@@ -13,6 +13,8 @@ The factors of a whole array, such as lr/(1 - β₁ᵗ), are computed in float64
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 
 class UpdateOps:
@@ -66,3 +68,13 @@ class UpdateOps:
         scale /= (1 - beta2**step) ** 0.5
         scale += eps
         array -= lr / (1 - beta1**step) * exp_avg / scale
+
+    def dropout_factors(
+        self, shape: tuple[int, ...], dtype: Any, p: float, generator: np.random.Generator, xp: Any = np
+    ) -> Any:
+        """Return an array of ``xp``: 0 with probability p, and else 1 / (1 - p).
+
+        It is drawn on the host, so that a seed drops the same elements on all backends that leave this to the default.
+        """
+        keep = generator.random(shape, dtype) >= p
+        return xp.asarray(keep * dtype.type(0 if p == 1 else 1 / (1 - p)))

@@ -13,7 +13,7 @@ from ..ops.declaration import Op
 from ..reference.backend import ReferenceBackend
 from .bounds import Bounded, BoundedReference, allowed
 from .call import Call
-from .subject import BackendSubject, Subject
+from .subject import BackendSubject, Subject, placed_options
 
 Check = Callable[[Subject, Call], None]
 
@@ -115,11 +115,10 @@ class Expected:
 
 def arguments(call: Call, arrays: Mapping[str, Any], backend: Backend | None = None) -> tuple[Any, Any]:
     """Return a call's arrays and options as a backend takes them, the reference by default."""
-    given = call.options
+    backend = backend or ReferenceBackend()
+    given = placed_options(call.op, call.options, backend.xp)
     filled = {name: given.get(name, option.default) for name, option in call.declared.options.items()}
-    return call.declared.check(
-        [arrays.get(name) for name in call.declared.arrays], filled, backend or ReferenceBackend()
-    )
+    return call.declared.check([arrays.get(name) for name in call.declared.arrays], filled, backend)
 
 
 def expected(call: Call, arrays: Mapping[str, Any] | None = None) -> Expected:

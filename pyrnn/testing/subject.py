@@ -125,6 +125,17 @@ def describe(value: Any) -> str:
     return f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
 
 
+def placed_options(op: str, options: Mapping[str, Any], xp: Any) -> dict[str, Any]:
+    """Return an op's options with masks and indices as a module's arrays; others steer loops and stay on the host."""
+    declared = OPS[op].options
+    return {
+        name: xp.asarray(value)
+        if isinstance(value, np.ndarray) and declared[name].kind in ("mask", "indices")
+        else value
+        for name, value in options.items()
+    }
+
+
 def to_host(array: Any) -> np.ndarray:
     """Return an array as numpy's, without a copy where it is one."""
     if isinstance(array, np.ndarray):
@@ -153,10 +164,10 @@ class BackendSubject(Subject):
         return self.backend.claims.get(op, Claim())
 
     def _run(self, op: str, arrays: Arrays, config: Arrays) -> Any:
-        return OPS[op].function(**arrays, **config, backend=self.backend)  # type: ignore[misc]
+        return OPS[op].function(**arrays, **placed_options(op, config, self.xp), backend=self.backend)  # type: ignore[misc]
 
     def _vjp(self, op: str, arrays: Arrays, config: Arrays) -> tuple[Any, Any]:
-        return OPS[op].vjp(**arrays, **config, backend=self.backend)
+        return OPS[op].vjp(**arrays, **placed_options(op, config, self.xp), backend=self.backend)
 
 
 class FunctionSubject(Subject):
