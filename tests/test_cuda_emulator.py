@@ -1,0 +1,436 @@
+"""Kernels run on the CPU give what a GPU would, and what a GPU would do wrong in silence is found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CUDA = Path(__file__).with_name("cuda")
+sys.path.insert(0, str(CUDA))  # no package: NVIDIA's own are called cuda, and this folder would hide them
+
+import emulator  # noqa: E402
+from emulator import CompileError, EmulatorError, Module  # noqa: E402
+
+pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
+SEEDS = (0, 1, 2, 3)
+F, D, I, U = np.float32, np.float64, np.int32, np.uint32
+RNG = np.random.default_rng
+
+
+def kernel(source: str, name: str = "k", **options: Any) -> Callable[..., emulator.Statistics]:
+    return Module(source, **options).kernel(name).launch
+
+
+# --- a launch -----------------------------------------------------------------------------------------------------
+
+
+def test_threads_know_their_place() -> None:
+    launch = kernel("""
+        extern "C" __global__ void k(int* out) {
+            dim3 g = gridDim;
+            int block = blockIdx.x + g.x * (blockIdx.y + g.y * blockIdx.z);
+            int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+            int threads = blockDim.x * blockDim.y * blockDim.z;
+            out[block * threads + thread] = 1000 * block + thread + (warpSize - 32);
+        }""")
+    for seed in SEEDS:
+        out = np.zeros((2 * 3 * 2, 5 * 2 * 3), I)
+        launch((2, 3, 2), (5, 2, 3), (out,), seed=seed)
+        np.testing.assert_array_equal(out, 1000 * np.arange(12)[:, None] + np.arange(30))
+
+
+REDUCTION = """
+    template <typename T> __device__ __forceinline__ T add_lanes(T s) {
+        #pragma unroll
+        for (int d = warpSize / 2; d; d /= 2) s += __shfl_down_sync(0xffffffffu, s, d);
+        return s;
+    }
+    template <typename T, int THREADS>
+    __global__ void __launch_bounds__(THREADS) total(const T* __restrict__ x, T* y, int n) {
+        __shared__ T part[THREADS / 32], unused;
+        T s = 0;
+        for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) s += __ldg(x + i);
+        s = add_lanes(s);
+        if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = s;
+        __syncthreads();
+        if (threadIdx.x >= 32) return;
+        s = add_lanes(threadIdx.x < THREADS / 32 ? part[threadIdx.x] : T(0));
+        if (threadIdx.x == 0) { unused = s; atomicAdd(y, unused); }
+    }"""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("dtype", "name"), [(F, "float"), (D, "double"), (I, "int")])
+def test_a_reduction_in_blocks_by_templates(dtype: type, name: str, seed: int) -> None:
+    launch = kernel(REDUCTION, f"total<{name}, 128>")
+    x, y = np.arange(1000).astype(dtype), np.zeros(1, dtype)
+    statistics = launch((3,), (128,), (x, y, I(1000)), seed=seed)
+    assert y[0] == 499500
+    assert statistics.static_shared == 5 * x.itemsize
+
+
+MATMUL = """
+    #define TILE 8
+    extern "C" __global__ void matmul(const float* a, const float* b, float* c, int m, int n, int k) {
+        __shared__ float as[TILE][TILE + 1];
+        extern __shared__ __align__(16) float bs[];
+        int row = blockIdx.y * TILE + threadIdx.y, column = blockIdx.x * TILE + threadIdx.x;
+        float sum = 0;
+        for (int t = 0; t < k; t += TILE) {
+            int x = t + threadIdx.x, y = t + threadIdx.y;
+            as[threadIdx.y][threadIdx.x] = row < m && x < k ? a[row * k + x] : 0;
+            bs[threadIdx.y * TILE + threadIdx.x] = y < k && column < n ? b[y * n + column] : 0;
+            __syncthreads();
+            for (int i = 0; i < TILE; i++) sum = fmaf(as[threadIdx.y][i], bs[i * TILE + threadIdx.x], sum);
+            SYNC
+        }
+        if (row < m && column < n) c[row * n + column] = sum;
+    }"""
+
+
+def matmul(seed: int, *options: str) -> float:
+    """Return how far the tiled product is off."""
+    a, b = (RNG(0).standard_normal(shape).astype(F) for shape in ((19, 37), (37, 11)))
+    c = np.full((19, 11), np.nan, F)
+    sizes = map(I, (19, 11, 37))
+    kernel(MATMUL, "matmul", options=options)((2, 3), (8, 8), (a, b, c, *sizes), shared=8 * 8 * 4, seed=seed)
+    return float(np.abs(c - a.astype(D) @ b).max())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tiled_product_with_static_and_dynamic_shared_memory(seed: int) -> None:
+    assert matmul(seed, "-DSYNC=__syncthreads();") < 1e-4
+
+
+def test_a_missing_barrier_is_seen() -> None:
+    assert not matmul(0, "-D", "SYNC=") < 1e-4
+
+
+def test_a_race_that_a_fixed_order_hides_is_seen_in_another() -> None:
+    launch = kernel("""extern "C" __global__ void k(float* y) {
+        __shared__ float s[64]; int i = threadIdx.x; s[i] = i; y[i] = s[i ? i - 1 : 0]; }""")
+    seen = []
+    for seed in range(4):
+        y = np.zeros(64, F)
+        launch((1,), (64,), (y,), seed=seed)
+        seen.append(bool(np.isnan(y).any()))
+    assert seen == [False, True, True, True]
+
+
+def test_shared_memory_is_not_zero_at_first() -> None:
+    launch = kernel("""extern "C" __global__ void k(float* out) {
+        __shared__ float a[4]; extern __shared__ float b[];
+        out[2 * blockIdx.x] = a[1]; out[2 * blockIdx.x + 1] = b[1]; a[1] = b[1] = 1; }""")
+    out = np.zeros(6, F)
+    launch((3,), (1,), (out,), shared=8)
+    assert np.isnan(out).all()
+
+
+# --- warps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shuffles(seed: int) -> None:
+    launch = kernel("""extern "C" __global__ void k(const float* x, float* y, int width) {
+        int i = threadIdx.x;
+        float v = x[i];
+        y[i] = __shfl_sync(~0u, v, 3, width);
+        y[32 + i] = __shfl_up_sync(~0u, v, 2, width);
+        y[64 + i] = __shfl_down_sync(~0u, v, 2, width);
+        y[96 + i] = __shfl_xor_sync(~0u, v, 5, width);
+        if (i < 16) y[128 + i] = __shfl_xor_sync(0xffffu, v, 1);
+        else y[128 + i] = __shfl_sync(0xffff0000u, v, 31);
+    }""")
+    x, i = RNG(1).standard_normal(32).astype(F), np.arange(32)
+    for width in (8, 32):
+        y, first = np.zeros((5, 32), F), i // width * width
+        launch((1,), (32,), (x, y, I(width)), seed=seed)
+        up, down = np.where(i - 2 < first, i, i - 2), np.where(i + 2 >= first + width, i, i + 2)
+        for row, lanes in enumerate((first + 3, up, down, i ^ 5, np.where(i < 16, i ^ 1, 31))):
+            np.testing.assert_array_equal(y[row], x[lanes])
+
+
+def test_votes_and_reductions() -> None:
+    launch = kernel("""extern "C" __global__ void k(const int* x, int* y) {
+        int i = threadIdx.x, v = x[i];
+        unsigned odd = 0xaaaaaaaau;
+        y[i] = __ballot_sync(~0u, v > 0);
+        if (i & 1) y[32 + i] = __any_sync(odd, v > 5) + 2 * __all_sync(odd, v > -100);
+        y[64 + i] = __reduce_add_sync(~0u, v);
+        y[96 + i] = __reduce_max_sync(~0u, v) - __reduce_min_sync(~0u, v);
+        y[128 + i] = __reduce_max_sync(~0u, (unsigned)v);
+        __syncwarp();
+    }""")
+    x, y = RNG(2).integers(-9, 9, 32).astype(I), np.zeros((5, 32), I)
+    launch((1,), (32,), (x, y))
+    assert y[0, 0].view(U) == sum(1 << i for i in range(32) if x[i] > 0)
+    assert (y[1, 1::2] == (x[1::2] > 5).any() + 2).all()
+    assert (y[2] == x.sum()).all() and (y[3] == x.max() - x.min()).all()
+    assert (y[4].view(U) == x.view(U).max()).all()
+
+
+# --- a grid that waits for itself ---------------------------------------------------------------------------------
+
+GRID = """
+    __device__ void grid_barrier(unsigned* count, unsigned round) {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            pyrnn_cpu_red_release_gpu_add(count, 1);
+            while (pyrnn_cpu_ld_acquire_gpu(count) < (round + 1) * gridDim.x) pyrnn_spin_pause();
+        }
+        __syncthreads();
+    }
+    extern "C" __global__ void rotate(float* x, unsigned* count, int rounds) {
+        __shared__ float kept[4];
+        int i = blockIdx.x * blockDim.x + threadIdx.x, n = gridDim.x * blockDim.x;
+        for (int r = 0; r < rounds; r++) {
+            kept[threadIdx.x] = __ldcg(x + (i + 1) % n) + 1;
+            grid_barrier(count, 2 * r);
+            __stcg(x + i, kept[threadIdx.x]);
+            grid_barrier(count, 2 * r + 1);
+        }
+    }"""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blocks_of_a_cooperative_launch_wait_for_each_other(seed: int) -> None:
+    x, count = np.arange(20, dtype=F), np.zeros(1, U)
+    kernel(GRID, "rotate")((5,), (4,), (x, count, I(7)), cooperative=True, seed=seed)
+    np.testing.assert_array_equal(x, (np.arange(20) + 7) % 20 + 7)
+    assert count[0] == 14 * 5
+
+
+def test_blocks_of_a_normal_launch_can_not() -> None:
+    with pytest.raises(EmulatorError, match=r"deadlock.*one block after the other"):
+        kernel(GRID, "rotate")((5,), (4,), (np.zeros(20, F), np.zeros(1, U), I(7)))
+
+
+# --- what is wrong is told ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("if (i < 40) return; __syncthreads();", r"stuck:(?s:.*)40 threads, first \(0, 0, 0\), ended"),
+        ("if (i < 40) __syncthreads(); else while (!*(volatile float*)x) pyrnn_spin_pause();", "24 threads.*spins"),
+        ("if (i < 40) __syncthreads();\nelse __syncthreads();", r"divergent __syncthreads\(\)"),
+        (
+            "if (i % 32) __shfl_sync(~0u, i, 0);",
+            "62 threads.*waits in an operation of its warp, kernel.cu:1, with mask",
+        ),
+        ("if (i % 2) __shfl_sync(~0u, i, 0); else __ballot_sync(~0u, i);", "stuck"),
+        ("__shfl_sync(0xffffu, i, 0);", "lane .* is not in the mask 0x0000ffff"),
+        ("if (i < 16) __shfl_down_sync(0xffffu, i, 8);", "reads from lane .*, which is not in mask"),
+        ("while (atomicCAS((int*)x + 1, 1, 2) != 1) __nanosleep(20);", "deadlock"),
+        ("__shared__ float s[64]; s[i + (int)x[2] + 1] = 0;", "kernel.cu:1: index 64 is out of its array"),
+        ("__shared__ float s[64]; float* p = s; p[i + 1] = 0;", "written outside of s, at byte 256 of 256"),
+        ("extern __shared__ float s[]; s[i - 1] = 0;", "outside of the dynamic shared memory, at byte -4 of 256"),
+        ("*(float2*)(x + 1) = make_float2(0, 0);", "misaligned"),
+        ("assert(i < 60);", r"thread \(6\d, 0, 0\), kernel.cu:1: assert\(i < 60\)"),
+        ("pyrnn_cpu_cp_async_16(x + 4, x + 1);", "cp.async.*aligned"),
+        ("__shared__ float s[64 * 1024]; s[i] = 0;", "262144 bytes of static shared memory"),
+    ],
+)
+def test_errors_say_what_and_where(body: str, message: str, seed: int) -> None:
+    launch = kernel(f'extern "C" __global__ void k(float* x) {{ int i = threadIdx.x; {body} }}')
+    x = np.zeros(16, F)
+    with pytest.raises(EmulatorError, match=f"^k: (?s:.*){message}"):
+        launch((2,), (64,), (x,), shared=256, seed=seed)
+    fine = kernel('extern "C" __global__ void fine(int* x) { __syncthreads(); atomicAdd(x, 1); }', "fine")
+    count = np.zeros(1, I)
+    fine((2,), (64,), (count,), seed=seed)
+    assert count[0] == 128
+
+
+def test_a_last_warp_that_is_not_whole_has_no_lanes_beyond() -> None:
+    launch = kernel('extern "C" __global__ void k(int* x) { __any_sync(*x, 1); }')
+    with pytest.raises(EmulatorError, match="names lanes that the block, of 40 threads, does not have"):
+        launch((1,), (40,), (np.full(1, -1, I),))
+
+
+def test_arguments_are_held_against_the_parameters() -> None:
+    launch = kernel("""struct S { int a; double b; };
+        extern "C" __global__ void k(float* x, int n, float f, const S s) { *x = n + f + s.a + s.b; }""")
+    S = np.dtype([("a", I), ("b", D)], align=True)
+    x, s = np.zeros(1, F), np.array((3, 4.5), S)[()]
+    launch((1,), (1,), (x, I(1), F(2), s))
+    assert x[0] == 10.5
+    launch((1,), (1,), (x, np.int64(-1), F(2), s))  # CuPy's own type for a Python int: its low bytes are the number
+    assert x[0] == 8.5
+    for args, message in [
+        ((x, I(1), D(2), s), "argument 2: expected a floating-point number of 4 bytes, got float64"),
+        ((x, np.int64(2**40), F(2), s), "argument 1: expected an integer of 4 bytes"),
+        ((x, np.int16(1), F(2), s), "argument 1: expected an integer of 4 bytes"),
+        ((np.zeros(1), I(1), F(2), s), "argument 0: expected an array of float32, got float64"),
+        ((x, I(1), F(2), F(1)), "argument 3: expected a structure of 16 bytes"),
+        ((x, I(1), F(2)), "expected 4 arguments, got 3"),
+    ]:
+        with pytest.raises(TypeError, match=f"^k(: |, ){message}"):
+            launch((1,), (1,), args)
+
+
+def test_what_is_no_kernel_is_the_compilers_word() -> None:
+    with pytest.raises(CompileError, match=r"kernel\.cu:2:.*nonsense"):
+        kernel('\nextern "C" __global__ void k() { nonsense(); }')
+    with pytest.raises(CompileError, match="'other' was not declared"):
+        kernel('extern "C" __global__ void k() { }', "other")
+    with pytest.raises(CompileError, match=r"kernel\.cu:1:"):
+        kernel('__shared__ float s[3];  // outside of a function\nextern "C" __global__ void k() { s[0] = 1; }')
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_rounded_to_the_nearest_even() -> None:
+    torch = pytest.importorskip("torch")
+    launch = kernel("""#include <cuda_bf16.h>
+        extern "C" __global__ void k(const float* x, unsigned short* y, float* z, int n) {
+            int i = blockIdx.x * blockDim.x + threadIdx.x;
+            if (i >= n) return;
+            __nv_bfloat16 v = __float2bfloat16(x[i]);
+            y[i] = __bfloat16_as_ushort(v);
+            z[i] = __bfloat1622float2(__floats2bfloat162_rn(0, x[i])).y - __bfloat162float(v);
+        }""")
+    words = RNG(3).integers(0, 2**32, 4096, dtype=U)
+    words[:6] = 0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x80000001
+    x = words.view(F)
+    x = x[~np.isnan(x)]
+    y, z = np.zeros(len(x), np.uint16), np.zeros(len(x), F)
+    launch((32,), (128,), (x, y, z, I(len(x))))
+    np.testing.assert_array_equal(y, torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16))
+    assert (z[np.isfinite(z)] == 0).all()
+
+
+FRAGMENTS = """
+    #include <cuda_bf16.h>
+    // Loads and stores as the PTX ISA draws them, in other words than the header's.
+    extern "C" __global__ void bf16(const float* A, const float* B, const float* C, float* D) {
+        int group = threadIdx.x / 4, thread = threadIdx.x % 4;
+        auto pack = [](float low, float high) {
+            __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+            return *(unsigned*)&v;
+        };
+        unsigned a[4], b[2];
+        for (int half = 0; half < 2; half++)
+            for (int down = 0; down < 2; down++) {
+                const float* p = A + (group + 8 * down) * 16 + 8 * half + 2 * thread;
+                a[2 * half + down] = pack(p[0], p[1]);
+            }
+        for (int half = 0; half < 2; half++) {
+            const float* p = B + (8 * half + 2 * thread) * 8 + group;
+            b[half] = pack(p[0], p[8]);
+        }
+        float c[4], d[4];
+        for (int i = 0; i < 4; i++) c[i] = C[(group + i / 2 * 8) * 8 + 2 * thread + i % 2];
+        pyrnn_cpu_mma_m16n8k16_bf16(d, a, b, c);
+        for (int i = 0; i < 4; i++) D[(group + i / 2 * 8) * 8 + 2 * thread + i % 2] = d[i];
+    }
+    extern "C" __global__ void tf32(const float* A, const float* B, const float* C, float* D) {
+        int group = threadIdx.x / 4, thread = threadIdx.x % 4;
+        unsigned a[4], b[2];
+        for (int half = 0; half < 2; half++)
+            for (int down = 0; down < 2; down++)
+                a[2 * half + down] = __float_as_uint(A[(group + 8 * down) * 8 + thread + 4 * half]);
+        for (int half = 0; half < 2; half++) b[half] = __float_as_uint(B[(thread + 4 * half) * 8 + group]);
+        float c[4];
+        for (int i = 0; i < 4; i++) c[i] = C[(group + i / 2 * 8) * 8 + 2 * thread + i % 2];
+        pyrnn_cpu_mma_m16n8k8_tf32(c, a, b, c);
+        for (int i = 0; i < 4; i++) D[(group + i / 2 * 8) * 8 + 2 * thread + i % 2] = c[i];
+    }"""
+
+
+@pytest.mark.parametrize(("name", "k", "bits"), [("bf16", 16, 16), ("tf32", 8, 13)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tensor_cores(name: str, k: int, bits: int, seed: int) -> None:
+    a, b, c = (RNG(4).standard_normal(shape).astype(F) for shape in ((16, k), (k, 8), (16, 8)))
+    for operand in (a, b):  # leave the bits that the format has
+        operand.view(U)[...] &= U(2**32 - 2**bits)
+    d = np.zeros((16, 8), F)
+    kernel(FRAGMENTS, name)((1,), (32,), (a, b, c, d), seed=seed)
+    np.testing.assert_allclose(d, a.astype(D) @ b + c, atol=1e-5)
+
+
+def test_tf32_does_not_read_the_low_bits() -> None:
+    a, b, c = np.full((16, 8), np.nextafter(F(2), F(0))), np.ones((8, 8), F), np.zeros((16, 8), F)
+    kernel(FRAGMENTS, "tf32")((1,), (32,), (a, b, c, c))
+    assert (c == 8 * (2 - 2**-10)).all()
+
+
+ASYNC = """extern "C" __global__ void k(const float4* x, float* y, int valid) {
+    extern __shared__ float4 s[];
+    int i = threadIdx.x;
+    for (int stage = 0; stage < 2; stage++) {
+        pyrnn_cpu_cp_async_16(s + 32 * stage + i, x + 32 * stage + i, stage ? 4 * valid : 16);
+        pyrnn_cpu_cp_async_commit();
+    }
+    FIRST
+    y[i] = s[i].x;
+    pyrnn_cpu_cp_async_wait(0);
+    y[32 + i] = s[32 + i].x + s[32 + i].w;
+}"""
+
+
+def test_asynchronous_copies() -> None:
+    x = RNG(5).standard_normal((64, 4)).astype(F)
+    for seed in SEEDS:
+        y = np.zeros(64, F)
+        launch = kernel(ASYNC, options=("-DFIRST=pyrnn_cpu_cp_async_wait(1);",))
+        launch((1,), (32,), (x, y, I(2)), shared=1024, seed=seed)
+        np.testing.assert_array_equal(y[:32], x[:32, 0])
+        np.testing.assert_array_equal(y[32:], x[32:, 0])  # the rest of the 16 bytes is zeros
+    kernel(ASYNC, options=("-DFIRST=",))((1,), (32,), (x, y, I(2)), shared=1024, seed=1)
+    assert np.isnan(y[:32]).any(), "a missing wait"
+
+
+def test_small_functions() -> None:
+    launch = kernel("""extern "C" __global__ void k(float* f, unsigned* u) {
+        f[0] = rsqrtf(4.f); f[1] = exp2f(3); f[2] = __fdividef(1, 4); f[3] = __expf(0); f[4] = fmaf(2, 3, 4);
+        f[5] = max(1.f, __int_as_float(0x7fc00000)); f[6] = min(2, 3.5f);
+        f[7] = __saturatef(7); f[8] = __uint_as_float(0x40000000);
+        float4 v = make_float4(1, 2, 3, 4); f[9] = v.w + sizeof(uint4);
+        u[0] = __umulhi(0xffffffffu, 16); u[1] = __float_as_uint(1); u[2] = __popc(7) + __clz(1) + __ffs(8);
+        u[3] = atomicMax(u + 4, 9u); u[5] = atomicCAS(u + 4, 9u, 5u); u[6] = atomicExch(u + 4, 1u);
+    }""")
+    f, u = np.zeros(10, F), np.zeros(8, U)
+    launch((1,), (1,), (f, u))
+    np.testing.assert_array_equal(f, [0.5, 8, 0.25, 1, 10, 1, 2, 1, 2, 20])
+    np.testing.assert_array_equal(u, [15, 0x3F800000, 38, 0, 1, 9, 5, 0])
+
+
+# --- other ways to build ------------------------------------------------------------------------------------------
+
+
+def test_fibers_without_assembly_do_the_same() -> None:
+    x, count = np.arange(20, dtype=F), np.zeros(1, U)
+    launch = kernel(GRID, "rotate", options=["-DPYRNN_UCONTEXT=1"])
+    launch((5,), (4,), (x, count, I(7)), cooperative=True, seed=1)
+    np.testing.assert_array_equal(x, (np.arange(20) + 7) % 20 + 7)
+
+
+@pytest.mark.parametrize("index", [0, 64])
+def test_the_address_sanitizer_watches_dynamic_shared_memory(index: int) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(CUDA)!r})
+import numpy as np
+from emulator import Module
+k = Module('''extern "C" __global__ void k(float* x, int i) {{
+    extern __shared__ float s[]; s[threadIdx.x] = 1; __syncthreads(); x[threadIdx.x] = s[i + threadIdx.x % 4];
+    }}''', sanitize=True).kernel("k")
+x = np.zeros(64, "f")
+k.launch((3,), (64,), (x, np.int32({index})), shared=256)
+assert (x == 1).all()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=emulator.sanitizer_environment(), capture_output=True, text=True)
+    if "cannot be preloaded" in done.stderr:
+        pytest.skip("the compiler has no address sanitizer")
+    assert (done.returncode == 0) == (index == 0), done.stderr
+    assert ("heap-buffer-overflow" in done.stderr) == (index == 64), done.stderr
