@@ -7,10 +7,11 @@ import cupy
 from pyrnn import Backend
 from pyrnn.backend import Claim
 
+from .attention import AttentionOps
 from .recurrent import RecurrentOps
 
 
-class CupyBackend(RecurrentOps, Backend):
+class CupyBackend(RecurrentOps, AttentionOps, Backend):
     """CUDA kernels on CuPy arrays, forward and backward, in float32 and float64, on the current device and stream."""
 
     name = "cupy"
@@ -18,4 +19,6 @@ class CupyBackend(RecurrentOps, Backend):
     array_type = cupy.ndarray
     compute_modes = ("tf32", "bfloat16")
     note = "compiles its kernels for the sizes met, seconds each, and keeps them on disk"
-    claims = dict.fromkeys(("rnn", "lstm", "gru"), Claim())
+    claims = dict.fromkeys(
+        ("rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention"), Claim()
+    )

@@ -61,7 +61,7 @@ template <typename At> __device__ __forceinline__ void stage_own(REAL *own, At a
 /* The factors of four weights: 0 where they are dropped. */
 __device__ __forceinline__ REAL kept(const Call &c, unsigned four, int key) { return four >> key % 4 & 1 ? (REAL)c.keep : (REAL)0; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *hidden, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, REAL *y, REAL *stats, REAL *scores, REAL *parts
 ) {
@@ -163,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 }
 
 /* Merge what splits of keys gave: a block takes a row. */
-extern "C" __global__ void __launch_bounds__(THREADS) attention_merge(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_merge(
     const Call c, const REAL *parts, const REAL *part_stats, REAL *y, REAL *stats
 ) {
     const long long number = blockIdx.x, all_rows = (long long)c.B * c.heads * c.group * c.N;
@@ -193,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_merge(
 }
 
 /* From scores (B, N, M) to weights, in place. What lies past the valid keys was not written. */
-extern "C" __global__ void __launch_bounds__(THREADS) attention_weights(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_weights(
     const Call c, const long long *rows_info, const REAL *stats, REAL *scores
 ) {
     const long long row = blockIdx.x;
@@ -206,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_weights(
 }
 
 /* Σ dy·y of each row, and Σ dweights·weights of what it sees where the gradient of the weights is given: a warp takes a row. */
-extern "C" __global__ void __launch_bounds__(THREADS) attention_along(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_along(
     const Call c, const REAL *y, const REAL *dy, const unsigned char *mask, const long long *rows_info, const REAL *given,
     const REAL *dgiven, REAL *along
 ) {
@@ -326,7 +326,7 @@ struct RowScores {
 };
 
 /* The gradient of queries. */
-extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *dy, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, const REAL *stats, const REAL *along, const REAL *given, const REAL *dgiven, REAL *dq
 ) {
@@ -375,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
 /* The gradient of scores, (B, heads, N, M), summed over the dimensions in which c.bias_shape is 1: rows and keys within a tile
    only, so the output has a row, or a column, for each tile where those are to be summed. A block has a tile of it. With one
    head what is not seen is given as -0. */
-extern "C" __global__ void __launch_bounds__(THREADS) attention_scores(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *dy, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, const REAL *stats, const REAL *along, const REAL *given, const REAL *dgiven, REAL *out
 ) {
@@ -434,7 +434,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_scores(
 }
 
 /* The gradients of keys and values, each where it is asked for: a block's rows are keys, and queries its columns. */
-extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *dy, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, const REAL *stats, const REAL *along, const REAL *given, const REAL *dgiven, REAL *dk, REAL *dv
 ) {

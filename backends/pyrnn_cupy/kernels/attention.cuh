@@ -186,7 +186,7 @@ template <int COUNT> __device__ __forceinline__ void load(REAL (&to)[COUNT], con
 
 /* sum += rows · tileᵀ, over the features of a chunk. */
 __device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *rows, int rows_row, const REAL *tile) {
-#pragma unroll 2
+#pragma unroll 1
     for (int f = 0; f < CHUNK; f += 4) {
         REAL theirs[TN][4];
 #pragma unroll
@@ -227,7 +227,7 @@ __device__ __forceinline__ bool is_hidden(REAL weight) {
 /* sum += weights · tile, over the tile's rows. */
 template <bool GUARDED>
 __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL *weights, const REAL *tile) {
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < COLUMNS; k += 4) {
         REAL theirs[4][EACH];
 #pragma unroll
