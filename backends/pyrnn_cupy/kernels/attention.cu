@@ -9,8 +9,6 @@
        which one thread adds up in a fixed order. */
 #include "attention.cuh"
 
-extern __shared__ int4 shared_memory[];
-
 /* A block's rows, as queries. Local row r is row first + r of a head of keys; it lies at place spread(r). */
 struct Rows {
     int b, shared, first;
@@ -65,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *hidden, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, REAL *y, REAL *stats, REAL *scores, REAL *parts
 ) {
+    extern __shared__ int4 shared_memory[];
     __shared__ Queries queries;
     __shared__ int spoilt;
     REAL *own = (REAL *)shared_memory, *tile = own + ROWS * row_length(c.D), *weights = tile + TILE;
@@ -330,6 +329,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *dy, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, const REAL *stats, const REAL *along, const REAL *given, const REAL *dgiven, REAL *dq
 ) {
+    extern __shared__ int4 shared_memory[];
     __shared__ Queries queries;
     __shared__ int spoilt;
     const int q_length = SCORE == GIVEN ? 0 : row_length(c.D);
@@ -379,6 +379,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
     const Call c, const REAL *q, const REAL *k, const REAL *v, const REAL *dy, const REAL *bias, const unsigned char *mask,
     const long long *rows_info, const REAL *stats, const REAL *along, const REAL *given, const REAL *dgiven, REAL *out
 ) {
+    extern __shared__ int4 shared_memory[];
     __shared__ Queries queries;
     __shared__ int spoilt;
     const int q_length = SCORE == GIVEN ? 0 : row_length(c.D), heads = c.heads * c.group;
@@ -444,6 +445,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
 #if WANT_V
     REAL sums_v[OUT][TM][EACH] = {};
 #endif
+    extern __shared__ int4 shared_memory[];
     __shared__ Query queries[COLUMNS];
     __shared__ Kept kept_rows[COLUMNS];
     __shared__ int spoilt;
