@@ -3,8 +3,8 @@
 The additive and the multiplicative one are attention with one head, that gives its weights as well; their matrices are
 cuBLAS's.
 
-Scores and sums of values are products in the arrays' own precision, whatever ``compute`` asks for: more exact than asked. Only the
-matrices of the additive and the multiplicative one heed it.
+Scores and sums of values are products in the arrays' own precision, whatever ``compute`` asks for: more exact than
+asked. Only the matrices of the additive and the multiplicative one heed it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LANES, COLUMNS = 16, 64  # threads of a row; columns of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 MOST_SUMS = 128  # registers of a thread for sums, of 255: with more of them kernels spill
-# How long a thread's rows take, by how many it has at a time: estimates from the reads of shared memory; none was measured.
+# How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COST_OF_ROWS = {8: 1.0, 4: 1.3, 1: 4.0}
 WORTH = {8: 33, 4: 9, 1: 0}  # for so many rows in all
 ALONE = 1.5  # the cost of having a multiprocessor for one block
@@ -222,9 +222,7 @@ class Call:
         """Return how a kernel runs, see `plan`."""
         found = plan(self.device, self.dtype.itemsize, rows, own, out, products=products)
         if found is None:
-            raise ValueError(
-                f"q, v: expected fewer features than {self.features} and {self.columns}: they find no room"
-            )
+            raise ValueError(f"q, v: {self.features} and {self.columns} features find no room on this GPU")
         return found
 
 
@@ -265,7 +263,8 @@ def attend(call: Call, score: str, *, keep: bool, weights: bool = False) -> tupl
     for first in chosen.slices(max(1, call.columns)):
         call.launch(
             "attention_forward", blocks * splits, chosen, score, call.q, call.k, call.v, given(call.hidden),
-            *call.steering(), y, given(stats if parts is None else part_stats), given(scores), given(parts), first=first,
+            *call.steering(), y, given(stats if parts is None else part_stats), given(scores), given(parts),
+            first=first,
         )  # fmt: skip
     if parts is not None:
         call.launch("attention_merge", call.rows, None, score, parts, part_stats, y, given(stats))
@@ -356,6 +355,7 @@ class Saved(NamedTuple):
     outputs: tuple[Any, ...]
     stats: Any
     mapped: tuple[Any, ...] = ()
+    compute: str | None = None
 
 
 def _aligned_call(
@@ -366,16 +366,19 @@ def _aligned_call(
     return Call(query, keys, values, None, seen, scale, config, hidden)
 
 
-def _linear(x: Any, w: Any) -> Any:
+def _rows(x: Any) -> Any:
+    """Return the rows of x (B, T, F), one below the other."""
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
+
+
+def _linear(x: Any, w: Any, compute: str | None) -> Any:
     """Return x (B, T, F) times wᵀ."""
-    rows = product(x.reshape(-1, x.shape[2]), w.T, compute=current_compute())
-    return rows.reshape(*x.shape[:2], w.shape[0])
+    return product(_rows(x), w.T, compute=compute).reshape(*x.shape[:2], w.shape[0])
 
 
 def _clean(x: Any, seen: Any) -> Any:
     """Return rows of x (B, T, F), zeros where nothing is seen, as what is there may be NaN."""
-    x = x if seen is None else cupy.where(seen[..., None], x, x.dtype.type(0))
-    return x.reshape(-1, x.shape[2])
+    return _rows(x if seen is None else cupy.where(seen[..., None], x, x.dtype.type(0)))
 
 
 def _seen_along(saved: Saved, shape: tuple[int, int, int]) -> tuple[Any, Any]:
@@ -390,6 +393,16 @@ def _seen_along(saved: Saved, shape: tuple[int, int, int]) -> tuple[Any, Any]:
     return seen.any(axis=2), seen.any(axis=1)
 
 
+def _given_and_kept(
+    arrays: Any, config: Any, seen: Seen, ctx: Any, alpha: Any, stats: Any, mapped: Any, compute: Any, needs: Any
+) -> tuple[Any, Any]:
+    """Return a forward's outputs, and what it keeps: copies of them, as the caller may write to those."""
+    outputs = (ctx[:, 0], alpha)
+    if needs is None:
+        return outputs, None
+    return outputs, Saved(arrays, config, seen, tuple(o.copy() for o in outputs), stats, mapped, compute)
+
+
 class AttentionOps:
     """attention, additive_attention, multiplicative_attention of the cupy backend."""
 
@@ -398,7 +411,7 @@ class AttentionOps:
         seen = _seen(config, batch, queries, arrays.k.shape[2])
         call = self._attention_call(arrays, config, seen)
         y, _, stats = attend(call, DOT, keep=needs is not None)
-        return (y,), Saved(arrays, config, seen, (y.copy("K"),), stats) if needs else None
+        return (y,), None if needs is None else Saved(arrays, config, seen, (y.copy("K"),), stats)
 
     @staticmethod
     def _attention_call(arrays: Any, config: Any, seen: Seen) -> Call:
@@ -417,18 +430,13 @@ class AttentionOps:
         return type(needs)(q=back.queries() if needs.q else None, k=dk, v=dv, bias=dbias)
 
     def additive_attention_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
-        query, keys = _linear(arrays.query, arrays.w_query), _linear(arrays.keys, arrays.w_key)
+        compute = current_compute()
+        query, keys = _linear(arrays.query, arrays.w_query, compute), _linear(arrays.keys, arrays.w_key, compute)
         hidden = cupy.ascontiguousarray(arrays.v)
         seen = _seen(config, len(query), query.shape[1], keys.shape[1])
         call = _aligned_call(query, keys, arrays.values, seen, 1.0, config, hidden)
         ctx, alpha, stats = attend(call, ADDITIVE, keep=needs is not None, weights=True)
-        outputs = (ctx[:, 0], alpha)
-        kept = (
-            Saved(arrays, config, seen, tuple(o.copy() for o in outputs), stats, (query, keys, hidden))
-            if needs
-            else None
-        )
-        return outputs, kept
+        return _given_and_kept(arrays, config, seen, ctx, alpha, stats, (query, keys, hidden), compute, needs)
 
     def additive_attention_backward(self, saved: Saved, grad_outputs: Any, *, needs: Any) -> Any:
         arrays, (query, keys, hidden) = saved.arrays, saved.mapped
@@ -443,14 +451,14 @@ class AttentionOps:
                 dquery, dv = _pull_additive(query, keys, hidden, d, of_hidden=needs.v)
             if needs.keys or needs.w_key:
                 dkeys, _ = _pull_additive(keys, query, hidden, d.swapaxes(1, 2), of_hidden=False)
-        compute = current_compute()
+        compute = saved.compute
 
         def of_weights(d: Any, x: Any, seen: Any) -> Any:
-            return product(d.reshape(-1, d.shape[2]).T, _clean(x, seen), compute=compute)
+            return product(_rows(d).T, _clean(x, seen), compute=compute)
 
         grads = {
-            "query": lambda: _linear(dquery, arrays.w_query.T),
-            "keys": lambda: _linear(dkeys, arrays.w_key.T),
+            "query": lambda: _linear(dquery, arrays.w_query.T, compute),
+            "keys": lambda: _linear(dkeys, arrays.w_key.T, compute),
             "values": lambda: back.keys(False, True)[1][:, 0],
             "w_query": lambda: of_weights(dquery, arrays.query, asking),
             "w_key": lambda: of_weights(dkeys, arrays.keys, asked),
@@ -459,14 +467,12 @@ class AttentionOps:
         return type(needs)(**{name: grads[name]() if need else None for name, need in needs._asdict().items()})
 
     def multiplicative_attention_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
-        query = arrays.query if arrays.w is None else _linear(arrays.query, arrays.w.T)
+        compute = current_compute()
+        query = arrays.query if arrays.w is None else _linear(arrays.query, arrays.w.T, compute)
         seen = _seen(config, len(query), query.shape[1], arrays.keys.shape[1])
         call = _aligned_call(query, arrays.keys, arrays.values, seen, config.scale, config)
         ctx, alpha, stats = attend(call, DOT, keep=needs is not None, weights=True)
-        outputs = (ctx[:, 0], alpha)
-        return outputs, Saved(
-            arrays, config, seen, tuple(o.copy() for o in outputs), stats, (query,)
-        ) if needs else None
+        return _given_and_kept(arrays, config, seen, ctx, alpha, stats, (query,), compute, needs)
 
     def multiplicative_attention_backward(self, saved: Saved, grad_outputs: Any, *, needs: Any) -> Any:
         arrays, (query,) = saved.arrays, saved.mapped
@@ -477,10 +483,9 @@ class AttentionOps:
         dw = None
         if needs.w:
             asking, _ = _seen_along(saved, saved.outputs[1].shape)
-            rows = dquery.reshape(-1, dquery.shape[2])
-            dw = product(_clean(arrays.query, asking).T, rows, compute=current_compute())
+            dw = product(_clean(arrays.query, asking).T, _rows(dquery), compute=saved.compute)
         if needs.query and arrays.w is not None:
-            dquery = _linear(dquery, arrays.w)
+            dquery = _linear(dquery, arrays.w, saved.compute)
         return type(needs)(
             query=dquery if needs.query else None,
             keys=None if dkeys is None else dkeys[:, 0],
