@@ -1,10 +1,11 @@
-"""attention, additive_attention, multiplicative_attention of the cupy backend, by the kernels of ``attention.cu``.
+"""attention, additive_attention, multiplicative_attention of the cupy backend, by the kernels of ``attention*.cu``.
 
 The additive and the multiplicative one are attention with one head, that gives its weights as well; their matrices are
 cuBLAS's.
 
-Scores and sums of values are products in the arrays' own precision, whatever ``compute`` asks for: more exact than
-asked. Only the matrices of the additive and the multiplicative one heed it.
+``compute`` is about products: of queries and keys, of weights and values, and of their gradients, on the matrix units.
+The softmax and all sums are in float32. The score of the additive one is no product, and few queries, as in decoding,
+are multiplied exactly whatever is asked for.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ from .matrix import product
 from .modules import given, kernel
 
 THREADS = 128
-LANES, COLUMNS = 16, 64  # threads of a row; columns of a tile
+COLUMNS = 64  # of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
+COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
 MOST_SUMS = 128  # registers of a thread for sums, of 255: with more of them kernels spill
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
-COST_OF_ROWS = {8: 1.0, 4: 1.3, 1: 4.0}
-WORTH = {8: 33, 4: 9, 1: 0}  # for so many rows in all
+COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
+LANES = {"EXACT": 16, "TF32": 4, "BF16": 4}  # threads of a row
+FEW_ROWS = 8  # for which the matrix units do not pay
 ALONE = 1.5  # the cost of having a multiprocessor for one block
 SPLIT_TILES = 4  # that a block has at least, where keys are split
 BLOCKS_OF_PROCESSOR = 3
 ADDITIVE_ROWS = 4  # that a thread of additive.cu has at a time
 STATIC = 4096  # bytes of shared memory that kernels have besides
 
-# As `Call` in attention.cuh.
+# As `Call` in attention_call.cuh.
 CALL = np.dtype(
     [
         *((name, np.int32) for name in ("B", "heads", "group", "N", "M", "D", "Dv", "splits", "aligned", "first")),
@@ -70,6 +73,7 @@ def _device(number: int) -> Device:
 class Plan(NamedTuple):
     """How a kernel is compiled and launched: see attention.cuh."""
 
+    compute: str
     rows: int  # of a thread
     chunk: int  # features at a time
     out: int  # chunks that a thread has sums of
@@ -77,19 +81,19 @@ class Plan(NamedTuple):
 
     def tiles(self, rows: int) -> int:
         """Return the blocks for so many rows."""
-        return -(-rows * LANES // (self.rows * THREADS))
+        return -(-rows * LANES[self.compute] // (self.rows * THREADS))
 
     def slices(self, features: int) -> range:
         """Return the first chunk of each launch, where the output is so wide."""
         return range(0, -(-features // self.chunk), self.out)
 
-    def constants(self) -> dict[str, int]:
-        return {"TM": self.rows, "CHUNK": self.chunk, "OUT": self.out}
+    def constants(self) -> dict[str, Any]:
+        return {"COMPUTE": self.compute, "TM": self.rows, "CHUNK": self.chunk, "OUT": self.out}
 
 
 @lru_cache(maxsize=512)
 def plan(
-    device: Device, size: int, rows: int, own: tuple[int, ...], out: tuple[int, ...], *, products: int = 1
+    device: Device, size: int, compute: str, rows: int, own: tuple[int, ...], out: tuple[int, ...], *, products: int = 1
 ) -> Plan | None:
     """Return the plan for a kernel that is estimated to be fastest, or None if its rows find no room.
 
@@ -99,6 +103,8 @@ def plan(
         The device.
     size
         Bytes of an element.
+    compute
+        EXACT, TF32 or BF16: the precision of products. Few rows are multiplied exactly all the same.
     rows
         That there are in all, of a head.
     own
@@ -108,21 +114,24 @@ def plan(
     products
         Tiles of products that it has before.
     """
-    widest, vector = max((*own, *out, 1)), 16 // size
+    if rows <= FEW_ROWS:
+        compute = "EXACT"
+    lanes, widest, vector = LANES[compute], max((*own, *out, 1)), 16 // size
     chunk = next((chunk for chunk in (16, 32) if widest <= chunk), 64)
     chunks = -(-max((*out, 1)) // chunk)
     kept = sum(-(-features // chunk) * chunk + vector for features in own)
     plans = []
-    for each in COST_OF_ROWS:
-        shared = (each * THREADS // LANES * (kept + COLUMNS + vector) + COLUMNS * (chunk + vector)) * size
-        if rows < WORTH[each] or shared > device.shared - STATIC:
+    for each, cost_of_row in COSTS[compute].items():
+        block = each * THREADS // lanes
+        shared = (block * (kept + COLUMNS + vector) + COLUMNS * (chunk + vector)) * size
+        if (each > min(COSTS[compute]) and 2 * rows <= block) or shared > device.shared - STATIC:
             continue
         for count in (1, 2, 4):
-            sums = each * (products * COLUMNS // LANES + len(out) * count * chunk // LANES) * size // 4
+            sums = each * (products * COLUMNS + len(out) * count * chunk) // lanes * size // 4
             if sums > MOST_SUMS or count >= 2 * chunks or (len(out) > 1 and count < chunks):
                 continue
-            cost = COST_OF_ROWS[each] * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
-            plans.append((cost, Plan(each, chunk, count, shared)))
+            cost = cost_of_row * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
+            plans.append((cost, Plan(compute, each, chunk, count, shared)))
     return min(plans, default=(0.0, None), key=lambda pair: pair[0])[1]
 
 
@@ -165,11 +174,13 @@ class Call:
     """
 
     def __init__(
-        self, q: Any, k: Any, v: Any, bias: Any, seen: Seen, scale: float, config: Any, hidden: Any = None
+        self, arrays: tuple[Any, ...], seen: Seen, scale: float, config: Any, compute: str | None, hidden: Any = None
     ) -> None:
+        q, k, v, bias = arrays
         self.q, self.k, self.v = _ready(q), _ready(k), _ready(v)
         self.bias, self.seen, self.hidden, self.dtype = bias, seen, hidden, q.dtype
         self.device = _device(cupy.cuda.Device().id)
+        self.compute = "EXACT" if q.dtype == np.float64 else COMPUTE[compute]
         batch, all_heads, queries, features = q.shape
         heads, keys, columns = v.shape[1:]
         group = all_heads // max(1, heads)
@@ -183,6 +194,7 @@ class Call:
         if dropout:
             record["seed"], record["drop_below"] = config.seed, math.ceil(dropout * 2**32)
         self.record, self.plain = record, int(bias is None and seen.mask is None and not dropout)
+        self.constants = {"REAL": "double" if q.dtype == np.float64 else "float", "device": self.device.number}
         self.lie(q=self.q, k=self.k, v=self.v)
         for name, array in (("bias", bias), ("mask", seen.mask)):
             if array is not None:
@@ -203,24 +215,28 @@ class Call:
         return given(self.bias), given(self.seen.mask), given(self.seen.rows)
 
     def launch(
-        self, name: str, blocks: int, plan: Plan | None, score: str, *arguments: Any, first: int = 0, **constants: Any
+        self, name: str, blocks: int, plan: Plan, score: str, *arguments: Any, first: int = 0, **constants: Any
     ) -> None:
-        """Run a kernel of ``attention.cu``, which gets the record and then the arguments."""
+        """Run a kernel on tiles, which has a file of its own and gets the record and then the arguments."""
         if not blocks:
             return
         record = self.record.copy()
         record["first"] = first
-        plan = plan or Plan(1, 16, 1, 0)
         run = kernel(
-            "attention.cu", name, REAL="double" if self.dtype == np.float64 else "float", SCORE=score, PLAIN=self.plain,
-            device=self.device.number, **plan.constants(), **{"WANT_K": 1, "WANT_V": 1, **constants},
-        )  # fmt: skip
+            f"{name}.cu", name, SCORE=score, PLAIN=self.plain, **self.constants, **plan.constants(), **constants
+        )
         run.max_dynamic_shared_size_bytes = plan.shared
         run((blocks,), (THREADS,), (record, *arguments), shared_mem=plan.shared)
 
+    def launch_whole(self, name: str, rows: int, *arguments: Any) -> None:
+        """Run a kernel on whole rows, so many in a block."""
+        if self.rows:
+            run = kernel("attention_whole.cu", name, **self.constants)
+            run((-(-self.rows // rows),), (THREADS,), (self.record.copy(), *arguments))
+
     def plan(self, rows: int, own: tuple[int, ...], out: tuple[int, ...], products: int = 1) -> Plan:
         """Return how a kernel runs, see `plan`."""
-        found = plan(self.device, self.dtype.itemsize, rows, own, out, products=products)
+        found = plan(self.device, self.dtype.itemsize, self.compute, rows, own, out, products=products)
         if found is None:
             raise ValueError(f"q, v: {self.features} and {self.columns} features find no room on this GPU")
         return found
@@ -267,9 +283,9 @@ def attend(call: Call, score: str, *, keep: bool, weights: bool = False) -> tupl
             first=first,
         )  # fmt: skip
     if parts is not None:
-        call.launch("attention_merge", call.rows, None, score, parts, part_stats, y, given(stats))
+        call.launch_whole("attention_merge", 1, parts, part_stats, y, given(stats))
     if weights:
-        call.launch("attention_weights", call.rows, None, score, given(call.seen.rows), stats, scores)
+        call.launch_whole("attention_weights", 1, given(call.seen.rows), stats, scores)
     return y, scores, stats
 
 
@@ -285,7 +301,7 @@ class Back:
         along = cupy.empty(call.rows, call.dtype)
         rows = call.seen.rows
         arrays = (y, given(self.dy), given(call.seen.mask), given(rows), given(weights), given(dweights), along)
-        call.launch("attention_along", -(-call.rows // (THREADS // 32)), None, score, *arrays)
+        call.launch_whole("attention_along", THREADS // 32, *arrays)
         self.arguments = (
             call.q, call.k, call.v, given(self.dy), *call.steering(), stats, along, given(weights), given(dweights)
         )  # fmt: skip
@@ -310,7 +326,7 @@ class Back:
         both = None
         if of_keys and of_values:
             size, widths = call.dtype.itemsize, (call.features, call.columns)
-            both = plan(call.device, size, call.keys, self.own, widths, products=2)
+            both = plan(call.device, size, call.compute, call.keys, self.own, widths, products=2)
         if both is not None:
             self._launch_keys(both, dk, dv)
         else:
@@ -358,12 +374,9 @@ class Saved(NamedTuple):
     compute: str | None = None
 
 
-def _aligned_call(
-    query: Any, keys: Any, values: Any, seen: Seen, scale: float, config: Any, hidden: Any = None
-) -> Call:
-    """Describe arrays (B, T, F) as those of one head."""
-    query, keys, values = (array[:, None] for array in (query, keys, values))
-    return Call(query, keys, values, None, seen, scale, config, hidden)
+def _aligned_call(arrays: Any, seen: Seen, scale: float, config: Any, compute: str | None, hidden: Any = None) -> Call:
+    """Describe queries, keys and values (B, T, F) as those of one head."""
+    return Call((*(array[:, None] for array in arrays), None), seen, scale, config, compute, hidden)
 
 
 def _rows(x: Any) -> Any:
@@ -409,18 +422,19 @@ class AttentionOps:
     def attention_forward(self, arrays: Any, config: Any, *, needs: Any = None) -> tuple[Any, Any]:
         batch, _, queries, _ = arrays.q.shape
         seen = _seen(config, batch, queries, arrays.k.shape[2])
-        call = self._attention_call(arrays, config, seen)
+        compute = current_compute()
+        call = self._attention_call(arrays, config, seen, compute)
         y, _, stats = attend(call, DOT, keep=needs is not None)
-        return (y,), None if needs is None else Saved(arrays, config, seen, (y.copy("K"),), stats)
+        return (y,), None if needs is None else Saved(arrays, config, seen, (y.copy("K"),), stats, (), compute)
 
     @staticmethod
-    def _attention_call(arrays: Any, config: Any, seen: Seen) -> Call:
+    def _attention_call(arrays: Any, config: Any, seen: Seen, compute: str | None) -> Call:
         scale = 1 / math.sqrt(max(1, arrays.q.shape[3])) if config.scale is None else config.scale
-        return Call(arrays.q, arrays.k, arrays.v, arrays.bias, seen, scale, config)
+        return Call(arrays, seen, scale, config, compute)
 
     def attention_backward(self, saved: Saved, grad_outputs: Any, *, needs: Any) -> Any:
         arrays = saved.arrays
-        call = self._attention_call(arrays, saved.config, saved.seen)
+        call = self._attention_call(arrays, saved.config, saved.seen, saved.compute)
         back = Back(call, DOT, saved.outputs[0], saved.stats, grad_outputs.y)
         dk, dv = back.keys(needs.k, needs.v) if needs.k or needs.v else (None, None)
         dbias = None
@@ -434,13 +448,13 @@ class AttentionOps:
         query, keys = _linear(arrays.query, arrays.w_query, compute), _linear(arrays.keys, arrays.w_key, compute)
         hidden = cupy.ascontiguousarray(arrays.v)
         seen = _seen(config, len(query), query.shape[1], keys.shape[1])
-        call = _aligned_call(query, keys, arrays.values, seen, 1.0, config, hidden)
+        call = _aligned_call((query, keys, arrays.values), seen, 1.0, config, compute, hidden)
         ctx, alpha, stats = attend(call, ADDITIVE, keep=needs is not None, weights=True)
         return _given_and_kept(arrays, config, seen, ctx, alpha, stats, (query, keys, hidden), compute, needs)
 
     def additive_attention_backward(self, saved: Saved, grad_outputs: Any, *, needs: Any) -> Any:
         arrays, (query, keys, hidden) = saved.arrays, saved.mapped
-        call = _aligned_call(query, keys, arrays.values, saved.seen, 1.0, saved.config)
+        call = _aligned_call((query, keys, arrays.values), saved.seen, 1.0, saved.config, saved.compute)
         back = self._back(call, saved, grad_outputs)
         asking, asked = _seen_along(saved, saved.outputs[1].shape)
         dquery = dkeys = dv = None
@@ -470,13 +484,14 @@ class AttentionOps:
         compute = current_compute()
         query = arrays.query if arrays.w is None else _linear(arrays.query, arrays.w.T, compute)
         seen = _seen(config, len(query), query.shape[1], arrays.keys.shape[1])
-        call = _aligned_call(query, arrays.keys, arrays.values, seen, config.scale, config)
+        call = _aligned_call((query, arrays.keys, arrays.values), seen, config.scale, config, compute)
         ctx, alpha, stats = attend(call, DOT, keep=needs is not None, weights=True)
         return _given_and_kept(arrays, config, seen, ctx, alpha, stats, (query,), compute, needs)
 
     def multiplicative_attention_backward(self, saved: Saved, grad_outputs: Any, *, needs: Any) -> Any:
         arrays, (query,) = saved.arrays, saved.mapped
-        call = _aligned_call(query, arrays.keys, arrays.values, saved.seen, saved.config.scale, saved.config)
+        mapped = (query, arrays.keys, arrays.values)
+        call = _aligned_call(mapped, saved.seen, saved.config.scale, saved.config, saved.compute)
         back = self._back(call, saved, grad_outputs)
         dkeys, dvalues = back.keys(needs.keys, needs.values) if needs.keys or needs.values else (None, None)
         dquery = back.queries()[:, 0] if needs.query or needs.w else None
