@@ -124,7 +124,9 @@ def plan(
     for each, cost_of_row in COSTS[compute].items():
         block = each * THREADS // lanes
         shared = (block * (kept + COLUMNS + vector) + COLUMNS * (chunk + vector)) * size
-        if (each > min(COSTS[compute]) and 2 * rows <= block) or shared > device.shared - STATIC:
+        too_many = each > min(COSTS[compute]) and 2 * rows <= block
+        too_few = each == 1 and len(out) > 1 and rows > FEW_ROWS  # two launches are faster
+        if too_many or too_few or each * size > 32 or shared > device.shared - STATIC:
             continue
         for count in (1, 2, 4):
             sums = each * (products * COLUMNS + len(out) * count * chunk) // lanes * size // 4

@@ -7,15 +7,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
 ) {
     extern __shared__ int4 shared_memory[];
     __shared__ Queries queries;
+    __shared__ Kept kept_rows[ROWS];
     __shared__ int spoilt;
     const int q_length = SCORE == GIVEN ? 0 : row_length(c.D);
     REAL *q_own = (REAL *)shared_memory, *dy_own = q_own + ROWS * q_length, *tile = dy_own + ROWS * row_length(c.Dv);
     REAL *weights = tile + TILE;
     const Rows rows = rows_of_block(c, blockIdx.x);
     const Bounds bounds = bounds_of(c, rows_info, rows.b);
-    const RowScores scores = {rows, bounds, queries, q_own, dy_own};
+    const RowScores scores = {rows, bounds, queries, kept_rows, q_own, dy_own};
     const Back back = {{bias, mask, rows_info}, given, dgiven, (REAL)(c.scale * (double)LOG2E)};
     describe(queries, c, bounds, rows);
+    describe_kept(kept_rows, c, rows, stats, along);
     if (threadIdx.x == 0) spoilt = 0;
     scores.stage(c, q_own, dy_own, q, dy);
     __syncthreads();
@@ -24,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
     const Range seen = rows.seen(c, bounds);
     for (int key = seen.first / COLUMNS * COLUMNS; key < seen.last; key += COLUMNS) {
         REAL d[TM][TN] = {};
-        scores.compute(c, back, k, v, stats, along, key, staged, d);
+        scores.compute(c, back, k, v, key, staged, d);
         share_weights(weights, d);
 #pragma unroll
         for (int o = OUT - 1; o >= 0; o--) { /* from the last chunk, which is there already */

@@ -3,16 +3,21 @@
 #include "attention_back.cuh"
 #include "attention_rows.cuh"
 
+__device__ __forceinline__ void describe_kept(Kept *kept_rows, const Call &c, const Rows &rows, const REAL *stats, const REAL *along) {
+    for (int r = threadIdx.x; r < ROWS; r += THREADS)
+        kept_rows[r] = r < rows.count(c) ? kept_of(stats, along, rows.number(c, r)) : Kept{0, 0, 0, 0};
+}
+
 /* The gradients of scores of a block's rows, as queries, and of the keys of a tile. */
 struct RowScores {
     const Rows &rows;
     const Bounds &bounds;
     const Queries &queries;
+    const Kept *kept_rows;
     const REAL *q_own, *dy_own;
 
     __device__ __forceinline__ void compute(
-        const Call &c, const Back &back, const REAL *k, const REAL *v, const REAL *stats, const REAL *along, int key, Staged &staged,
-        REAL (&d)[TM][TN]
+        const Call &c, const Back &back, const REAL *k, const REAL *v, int key, Staged &staged, REAL (&d)[TM][TN]
     ) const {
         REAL s[TM][TN] = {};
         staged.array = nullptr;
@@ -26,9 +31,8 @@ struct RowScores {
         }
 #pragma unroll
         for (int i = 0; i < TM; i++) {
-            const int r = row_number(i);
-            const Query query = queries.at[r];
-            const Kept row = r < rows.count(c) ? kept_of(stats, along, rows.number(c, r)) : Kept{0, 0, 0, 0};
+            const Query query = queries.at[row_number(i)];
+            const Kept row = kept_rows[row_number(i)];
             unsigned four = 15;
 #pragma unroll
             for (int j = 0; j < TN; j++) {

@@ -9,6 +9,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
 ) {
     extern __shared__ int4 shared_memory[];
     __shared__ Queries queries;
+    __shared__ Kept kept_rows[ROWS];
     __shared__ int spoilt;
     const int q_length = SCORE == GIVEN ? 0 : row_length(c.D), heads = c.heads * c.group;
     REAL *q_own = (REAL *)shared_memory, *dy_own = q_own + ROWS * q_length, *tile = dy_own + ROWS * row_length(c.Dv);
@@ -34,13 +35,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
             const Bounds bounds = bounds_of(c, rows_info, b);
             const Range seen = keys_seen(c, bounds, row, last);
             if (seen.first >= key + COLUMNS || seen.last <= key) continue;
-            const RowScores scores = {rows, bounds, queries, q_own, dy_own};
+            const RowScores scores = {rows, bounds, queries, kept_rows, q_own, dy_own};
             __syncthreads();
             describe(queries, c, bounds, rows);
+            describe_kept(kept_rows, c, rows, stats, along);
             scores.stage(c, q_own, dy_own, q, dy);
             __syncthreads();
             REAL d[TM][TN] = {};
-            scores.compute(c, back, k, v, stats, along, key, staged, d);
+            scores.compute(c, back, k, v, key, staged, d);
 #pragma unroll
             for (int i = 0; i < TM; i++)
 #pragma unroll
