@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import pyrnn
+
 CUDA = Path(__file__).with_name("cuda")
 sys.path.insert(0, str(CUDA))  # no package: NVIDIA's own are called cuda, and this folder would hide them
 
 import emulator  # noqa: E402
+import fake_cupy  # noqa: E402
 from emulator import CompileError, EmulatorError, Module  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
@@ -434,3 +439,273 @@ assert (x == 1).all()
         pytest.skip("the compiler has no address sanitizer")
     assert (done.returncode == 0) == (index == 0), done.stderr
     assert ("heap-buffer-overflow" in done.stderr) == (index == 64), done.stderr
+
+
+# --- the stand-in for CuPy ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cp() -> Iterator[Any]:
+    with fake_cupy.installed(attributes={"MultiProcessorCount": 4}) as module:
+        fake_cupy.transfers.reset()
+        yield module
+
+
+def test_it_is_what_import_finds(cp: Any) -> None:
+    import cupy
+    import cupy.cublas
+    import cupyx
+    from cupy.cuda import runtime
+
+    assert cupy is cp and cupy.cuda.is_available() and runtime.getDeviceCount() == 1
+    assert cupy.ndarray.__module__ == "cupy" and not issubclass(cupy.ndarray, np.ndarray)
+    a = cupy.zeros(3)
+    cupyx.scatter_add(a, cupy.array([0, 0]), 1)
+    assert a.tolist() == [2, 0, 0]
+    for name in ("errstate", "insert", "no_such_name", "_core"):  # not CuPy's, or not the stand-in's
+        with pytest.raises(AttributeError, match=name):
+            getattr(cupy, name)
+    for name in ("setflags", "ctypes", "__index__", "__contains__"):
+        assert not hasattr(a, name)
+
+
+def test_nothing_comes_from_or_goes_to_the_host_in_silence(cp: Any) -> None:
+    host, x = np.ones(3, F), cp.ones(3, F)
+    for operation in (
+        lambda: x + host, lambda: host + x, lambda: np.add(x, host), lambda: x == host, lambda: cp.exp(host),
+        lambda: x.__iadd__(host), lambda: cp.concatenate([x, host]), lambda: cp.where(x > 0, x, host), lambda: x @ host,
+        lambda: x.__add__([1, 2]), lambda: cp.exp([1.0]), lambda: np.asarray(x), lambda: np.array(x),
+        lambda: range(x[0]), lambda: hash(x), lambda: x.astype(D, casting="safe"), lambda: x.sum(where=x > 0),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            operation()
+    with pytest.raises(TypeError, match=r"Implicit conversion to a NumPy array is not allowed. Please use `.get\(\)`"):
+        np.asarray(x)
+    with pytest.raises(ValueError, match="cannot be used for fill"):
+        x[:] = host
+    assert vars(fake_cupy.transfers) == {"to_device": 0, "to_host": 0, "launches": 0}
+
+
+def test_copies_between_host_and_device_are_counted(cp: Any) -> None:
+    counts = fake_cupy.transfers
+    x = cp.asarray(np.arange(6, dtype=F))
+    cp.array([1.0, 2.0]), cp.ascontiguousarray(np.ones(3)), x[[0, 1]], x[np.array([0])]
+    assert counts.to_device == 5
+    assert cp.asarray(x) is x and counts.to_device == 5
+    cp.zeros((2, 3)), cp.full(3, 2.0), cp.arange(3), x[1:3], x * 2 + np.float32(1), x.sum(), cp.exp(x)
+    assert counts.to_device == 5 and counts.to_host == 0
+    x.get(), cp.asnumpy(x), x.sum().item(), float(x[0]), bool(x[1] > 0), int(x[2]), x.tolist(), repr(x)
+    assert counts.to_host == 8
+    x.nonzero(), x[x > 2]  # their sizes
+    assert counts.to_host == 10
+
+
+def test_arrays_compute_as_numpys(cp: Any) -> None:
+    a, b = RNG(6).standard_normal((2, 4, 3)).astype(F)
+    x, y = cp.asarray(a), cp.asarray(b)
+    for function in (
+        lambda p, q, m: p * q - 2 / p, lambda p, q, m: -p**2 // 1, lambda p, q, m: abs(p) ** 0.5 % q,
+        lambda p, q, m: m.exp(p) + m.tanh(q), lambda p, q, m: m.concatenate([p, q], axis=1), lambda p, q, m: p @ q.T,
+        lambda p, q, m: m.where(p > q, p, q.dtype.type(0)), lambda p, q, m: (p > 0) & ~(q > 0), lambda p, q, m: p.sum(),
+        lambda p, q, m: m.take_along_axis(p, m.argsort(q, axis=1), axis=1), lambda p, q, m: p.reshape(2, -1).T.copy(),
+        lambda p, q, m: m.einsum("ij,kj->ik", p, q), lambda p, q, m: m.linalg.norm(p), lambda p, q, m: np.exp(p),
+        lambda p, q, m: m.stack([p, q]).mean(axis=(0, 2), keepdims=True), lambda p, q, m: np.concatenate([p, q]),
+        lambda p, q, m: p[1:, ::2], lambda p, q, m: m.expand_dims(p, 1).astype(D), lambda p, q, m: p.max(axis=0),
+        lambda p, q, m: m.maximum(p, 0, out=q.copy()),
+    ):  # fmt: skip
+        expected, found = function(a, b, np), function(x, y, cp)
+        assert type(found) is cp.ndarray and found.dtype == expected.dtype and found.shape == expected.shape
+        np.testing.assert_array_equal(found.get(), expected)
+    assert isinstance(x.sum(), cp.ndarray) and x.sum().shape == ()
+    assert isinstance(cp.allclose(x, x), cp.ndarray) and cp.allclose(x, x)
+    assert cp.result_type(x, D) == D and cp.float32 is np.float32 and cp.pi == np.pi and cp.newaxis is None
+    assert [part.shape for part in x] == [(3,)] * 4 and len(x) == 4
+
+
+def test_arrays_are_written_in_place(cp: Any) -> None:
+    x = cp.zeros((2, 3), F)
+    rows, view = x[1], x.T
+    x += 1
+    rows *= 3
+    x[0, 0][...] = 2  # an element is a view
+    x[0, 1] = 7
+    x[:, 2] = cp.arange(2)
+    cp.add.at(x, (cp.array([0, 0]), cp.array([0, 0])), 10)
+    cp.put_along_axis(x, cp.array([[1], [1]]), cp.array([[5], [6]], F), axis=1)
+    np.testing.assert_array_equal(view.get().T, [[22, 5, 0], [3, 6, 1]])
+    assert x.flags.owndata and not view.flags.owndata and view.flags.f_contiguous and view.data.ptr == x.data.ptr
+    assert rows.data.ptr == x.data.ptr + 12 == (x.data + 12).ptr
+    part = cp.ndarray((2,), F, memptr=x.data + 4)
+    part.fill(9)
+    np.testing.assert_array_equal(x.get(), [[22, 9, 9], [3, 6, 1]])
+    for twin in (copy.deepcopy(x), copy.copy(x), pickle.loads(pickle.dumps(x))):
+        assert type(twin) is cp.ndarray and (twin == x).all() and twin.data.ptr != x.data.ptr
+
+
+def test_new_memory_is_nan_and_results_are_contiguous(cp: Any) -> None:
+    x = cp.empty((3, 4), F)
+    assert cp.isnan(x).all() and x.data.ptr % 512 == 0
+    assert (x.T + 0).flags.c_contiguous and x.T.copy(order="K").flags.f_contiguous
+    assert cp.empty_like(x.T).flags.f_contiguous and cp.asfortranarray(x).strides == (4, 12)
+
+
+def test_dlpack_says_where_the_memory_is(cp: Any) -> None:
+    x = cp.arange(4)
+    assert x.__dlpack_device__() == (1, 0)
+    host = np.from_dlpack(x)
+    assert host.ctypes.data == x.data.ptr == x.__cuda_array_interface__["data"][0]
+    back = cp.from_dlpack(host)
+    back += 1
+    assert x.tolist() == [1, 2, 3, 4] and back.data.ptr == x.data.ptr
+
+
+def test_raw_kernels_take_what_cupys_take(cp: Any) -> None:
+    code = """struct S { int n; float a; };
+        template <typename T> __global__ void scale(T* x, int n, T a) {
+            int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) x[i] *= a * FACTOR; }
+        extern "C" __global__ void by(
+            float* x, const S s, const float* none, const float* b, long long n, bool c, double d) {
+            extern __shared__ float kept[];
+            kept[threadIdx.x] = b[threadIdx.x];
+            if (!none && c && n == 7) x[threadIdx.x] = s.n + s.a + kept[threadIdx.x] + d;
+        }"""
+    expressions = ("scale<float>", "scale<double>")
+    module = cp.RawModule(code=code, options=("-std=c++17", "-DFACTOR=2"), name_expressions=expressions)
+    for dtype, name in zip((F, D), expressions, strict=True):
+        x = cp.arange(5, dtype=dtype)
+        module.get_function(name)((1,), (32,), (x, 5, dtype(3)))
+        assert x.tolist() == [0, 6, 12, 18, 24]
+    s, b = np.zeros(1, [("n", I), ("a", F)]), cp.arange(8, dtype=F)
+    s[0] = 3, 0.5
+    for given in (s, s[0]):  # numpy's array of one and its scalar; ctypes structures CuPy does not take
+        x = cp.empty(4, F)
+        module.get_function("by")((1,), (4,), (x, given, None, b.data + 16, 7, True, 1.0), shared_mem=16)
+        assert x.tolist() == [8.5, 9.5, 10.5, 11.5]
+    assert fake_cupy.transfers.launches == 4
+    launch = module.get_function("scale<float>")
+    with pytest.raises(TypeError, match="argument 2: expected a floating-point number of 4 bytes, got float64"):
+        launch((1,), (32,), (x, 4, 3.0))  # a Python float is a double
+    with pytest.raises(TypeError, match=r"numpy.ndarray of shape \(4,\) as a kernel parameter"):
+        launch((1,), (32,), (np.zeros(4, F), 4, F(3)))
+    with pytest.raises(TypeError, match="Unsupported type"):
+        launch((1,), (32,), (x, "4", F(3)))
+    with pytest.raises(EmulatorError, match="an array of 16 bytes was written at byte 16"):
+        launch((1,), (32,), (x, 5, F(3)))
+    with pytest.raises(cp.cuda.driver.CUDADriverError, match="named symbol not found"):
+        cp.RawModule(code="__global__ void k() {}").get_function("k")
+    with pytest.raises(cp.cuda.compiler.CompileException, match="nonsense"):
+        cp.RawKernel('extern "C" __global__ void k() { nonsense; }', "k")((1,), (1,), ())
+
+
+def test_shared_memory_has_its_limits(cp: Any) -> None:
+    source = (
+        """extern "C" __global__ void k(int* x, int n) { extern __shared__ int s[]; s[n - 1] = 3; *x = s[n - 1]; }"""
+    )
+    kernel, x = cp.RawKernel(source, "k"), cp.zeros(1, I)
+    size = cp.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
+    with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
+        kernel((1,), (1,), (x, size // 4), shared_mem=size)
+    kernel.max_dynamic_shared_size_bytes = size
+    kernel((1,), (1,), (x, size // 4), shared_mem=size)
+    assert x.item() == 3 and kernel.attributes["max_dynamic_shared_size_bytes"] == size
+    with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
+        kernel.max_dynamic_shared_size_bytes = size + 1
+
+
+def test_a_cooperative_grid_is_cut_to_what_is_resident(cp: Any) -> None:
+    module = cp.RawModule(code=GRID, enable_cooperative_groups=True)
+    kernel = module.get_function("rotate")
+    fit = cp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, 4, 100 << 10)
+    assert fit == 2 and cp.cuda.Device().attributes["MultiProcessorCount"] == 4
+    kernel.max_dynamic_shared_size_bytes = 100 << 10
+    x, count = cp.arange(32, dtype=F), cp.zeros(1, U)
+    kernel((8,), (4,), (x, count, 3), shared_mem=100 << 10)
+    np.testing.assert_array_equal(x.get(), (np.arange(32) + 3) % 32 + 3)
+    with pytest.warns(UserWarning, match="grid size will be reduced from 9 to 8"):
+        kernel((9,), (4,), (x, cp.zeros(1, U), 1), shared_mem=100 << 10)
+    with pytest.raises(ValueError, match="exceeds the limit"):
+        kernel((9, 2), (4,), (x, count, 1), shared_mem=100 << 10)
+
+
+def test_gemm(cp: Any) -> None:
+    a, b, c = (RNG(7).standard_normal(shape).astype(F) for shape in ((4, 3), (5, 3), (4, 5)))
+    x, y, z = map(cp.asarray, (a, b, c))
+    from cupy import cublas
+
+    product = cublas.gemm("N", "T", x, y)
+    np.testing.assert_allclose(product.get(), a @ b.T, rtol=1e-6)
+    assert product.flags.f_contiguous
+    assert cublas.gemm("N", "T", x, y, out=z, alpha=2, beta=0.5) is z
+    np.testing.assert_allclose(z.get(), 2 * a @ b.T + 0.5 * c, rtol=1e-5)
+    cp.matmul(x, y.T, out=z)
+    np.testing.assert_allclose(z.get(), a @ b.T, rtol=1e-6)
+
+
+def test_graphs_run_what_was_captured_and_nothing_before(cp: Any) -> None:
+    double = cp.RawKernel('extern "C" __global__ void k(float* x) { x[threadIdx.x] *= 2; }', "k")
+    x, y = cp.arange(4, dtype=F), cp.zeros(4, F)
+    stream = cp.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        double((1,), (4,), (x,))
+        z = x + 1
+        y[...] = z
+        cp.add(y, x, out=y)
+        assert cp.cuda.get_current_stream().is_capturing() and fake_cupy.transfers.launches == 0
+        for operation in (z.get, lambda: cp.asarray(np.ones(3)), lambda: bool(x[0]), stream.synchronize):
+            with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="not permitted when stream is capturing"):
+                operation()
+        graph = stream.end_capture()
+    assert cp.cuda.get_current_stream() is cp.cuda.Stream.null
+    assert x.tolist() == [0, 1, 2, 3] and np.isnan(z.get()).all() and y.tolist() == [0, 0, 0, 0]
+    graph.launch()
+    assert x.tolist() == [0, 2, 4, 6] and y.tolist() == [1, 5, 9, 13]
+    graph.launch(stream=stream)
+    assert x.tolist() == [0, 4, 8, 12] and z.tolist() == [1, 5, 9, 13]
+    del z
+    with pytest.raises(RuntimeError, match="arrays are gone"):
+        graph.launch()
+    with pytest.raises(RuntimeError, match="cannot capture on the default"):
+        cp.cuda.Stream.null.begin_capture()
+
+
+def test_events_streams_and_the_pool(cp: Any) -> None:
+    start, end = cp.cuda.Event(), cp.cuda.get_current_stream().record()
+    start.record()
+    end.record()
+    end.synchronize()
+    assert cp.cuda.get_elapsed_time(start, end) >= 0 and end.done
+    before = cp.get_default_memory_pool().used_bytes()
+    x = cp.zeros(1000)
+    assert cp.get_default_memory_pool().used_bytes() == before + x.nbytes
+    del x
+    assert cp.get_default_memory_pool().used_bytes() == before
+    assert cp.cuda.Device(0).compute_capability == "90"
+
+
+def test_random_numbers(cp: Any) -> None:
+    x = cp.random.default_rng(3).standard_normal((2, 3), dtype=F)
+    np.testing.assert_array_equal(x.get(), RNG(3).standard_normal((2, 3), dtype=F))
+    assert cp.random.uniform(size=4).shape == (4,) and fake_cupy.transfers.to_device == 0
+
+
+def test_pyrnns_own_array_code_runs_on_it(cp: Any) -> None:
+    class Plain(pyrnn.Backend):  # the basic family and the updates, written against xp
+        name, xp, array_type = "cupy", cp, cp.ndarray
+
+    a, w = (RNG(8).standard_normal(shape).astype(F) for shape in ((5, 3), (4, 3)))
+    x, weight = pyrnn.Tensor(cp.asarray(a)), pyrnn.Tensor(cp.asarray(w), requires_grad=True)
+    target = np.array([0, 3, 1, 2, 2])
+    results = []
+    for inputs, parameter, backend in (
+        (x, weight, Plain()),
+        (pyrnn.Tensor(a), pyrnn.Tensor(w, requires_grad=True), "reference"),
+    ):
+        with pyrnn.use_backend(backend):
+            loss = pyrnn.cross_entropy(pyrnn.linear(inputs, parameter).tanh() * 2 + 1, targets=target).mean()
+            loss.backward()
+        results.append((loss, parameter.grad))
+    (loss, grad), (expected, expected_grad) = results
+    assert type(grad) is cp.ndarray
+    np.testing.assert_allclose(float(loss), float(expected), rtol=1e-6)
+    np.testing.assert_allclose(grad.get(), expected_grad, rtol=1e-5)

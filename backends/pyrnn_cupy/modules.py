@@ -22,7 +22,9 @@ def source(name: str) -> str:
             return ""
         met.add(name)
         text = (resources.files(__package__) / "kernels" / name).read_text()
-        return re.sub(r'^#include "([^"]+)"$', lambda match: include(match[1]), text.replace("#pragma once\n", ""), flags=re.M)
+        return re.sub(
+            r'^#include "([^"]+)"$', lambda match: include(match[1]), text.replace("#pragma once\n", ""), flags=re.M
+        )
 
     return include(name)
 

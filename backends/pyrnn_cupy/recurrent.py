@@ -101,8 +101,8 @@ class Call:
         }
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
-        """Return how the steps run in one launch, or None if they can't."""
-        if self.cell == GRU_BEFORE:
+        """Return how the steps run in one launch, or None if they can't, or there are none."""
+        if self.cell == GRU_BEFORE or not self.hidden or not self.batch:
             return None
         size = self.dtype.itemsize
         return plans.plan(_device(self.device), self.hidden, self.batch, sums, depth, size, self.compute, states)
@@ -114,9 +114,10 @@ class Call:
             SUMS=sums, **plan.constants(), **self.constants,
         )  # fmt: skip
         run.max_dynamic_shared_size_bytes = plan.shared
-        operand = np.uint16 if self.compute == "bfloat16" else self.dtype
-        exchange = cupy.zeros((2, self.batch, plan.padded), operand)
-        flags = cupy.zeros(plan.groups * plan.blocks, np.uint32)
+        operand = 2 if self.compute == "bfloat16" else self.dtype.itemsize
+        size = 2 * self.batch * plan.padded * operand
+        zeros = cupy.zeros(size + 4 * plan.groups * plan.blocks, np.uint8)
+        exchange, flags = zeros[:size], zeros[size:]
         arguments = (*self.sequence, np.int32(plan.tile), *arguments, exchange, flags)
         run((plan.blocks, plan.groups), (plans.THREADS,), arguments, shared_mem=plan.shared)
 
@@ -130,7 +131,7 @@ class Call:
 
 def _packed(x: Any, rows: Rows) -> Any:
     """Return the valid steps of (B, T, F), one below the other."""
-    steps = x.reshape(-1, x.shape[2])
+    steps = x.reshape(x.shape[0] * x.shape[1], x.shape[2])
     return steps if rows.valid is None else steps[rows.valid]
 
 
@@ -141,37 +142,38 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
     keep = needs is not None
     rows = _uniform(cupy.cuda.Device().id, batch, time) if config.lengths is None else _rows(config.lengths, time)
     call = Call(cell, arrays, config, current_compute(), rows)
-    w_hh, b_hn, h0 = (
+    w_hh, b, b_hn, h0, c0 = (
         None if array is None else cupy.ascontiguousarray(array)
-        for array in (w_hh, getattr(arrays, "b_hn", None), arrays.h0)
+        for array in (w_hh, arrays.b, getattr(arrays, "b_hn", None), arrays.h0, getattr(arrays, "c0", None))
     )
-    c0 = None if getattr(arrays, "c0", None) is None else cupy.ascontiguousarray(arrays.c0)
     kept = product(_packed(x, rows), arrays.w_ih.T, compute=call.compute)
-    if arrays.b is not None:
-        kept += arrays.b
     y = (cupy.empty if rows.valid is None else cupy.zeros)((batch, time, hidden), dtype)
-    h_n, c_n = (
-        cupy.zeros((batch, hidden), dtype) if start is None else start.copy()
-        for start in (h0, c0 if cell == LSTM else None)
-    )
+    h_n, c_n = (_final(start, rows, (batch, hidden), dtype) for start in (h0, c0))
     extra = cupy.empty((rows.total, hidden), dtype) if cell >= LSTM and keep else None
     plan = call.plan(gates, hidden, 1)
     if not rows.total or not hidden:
-        pass
+        pass  # there is no step
     elif plan is not None:
         call.launch_sequence(
-            "forward", plan, gates, w_hh, given(b_hn), given(h0), given(c0), kept, given(extra),
+            "forward", plan, gates, w_hh, given(b), given(b_hn), given(h0), given(c0), kept, given(extra),
             np.int32(keep), y, h_n, c_n,
         )  # fmt: skip
     else:
-        _step_forward(call, w_hh, b_hn, h0, c0, kept, extra, y, h_n, c_n)
+        _step_forward(call, w_hh, b, b_hn, h0, c0, kept, extra, y, h_n, c_n)
     outputs = (y, h_n, c_n) if cell == LSTM else (y, h_n)
     arrays = arrays._replace(w_hh=w_hh, h0=h0, **({"c0": c0} if cell == LSTM else {}))
     return outputs, Saved(cell, arrays, config, call.compute, rows, kept, extra, y) if keep else None
 
 
+def _final(start: Any, rows: Rows, shape: tuple[int, int], dtype: Any) -> Any:
+    """Return an array for final states: kernels write those of rows with steps, others keep the initial ones."""
+    if len(rows.active) and rows.active[0] == shape[0]:
+        return cupy.empty(shape, dtype)
+    return cupy.zeros(shape, dtype) if start is None else start.copy()
+
+
 def _step_forward(
-    call: Call, w_hh: Any, b_hn: Any, h0: Any, c0: Any, kept: Any, extra: Any, y: Any, h_n: Any, c_n: Any
+    call: Call, w_hh: Any, b: Any, b_hn: Any, h0: Any, c0: Any, kept: Any, extra: Any, y: Any, h_n: Any, c_n: Any
 ) -> None:
     hidden, rows, before = call.hidden, call.rows, call.cell == GRU_BEFORE
     h = cupy.zeros((call.batch, hidden), call.dtype) if h0 is None else h0[rows.rows]
@@ -181,7 +183,7 @@ def _step_forward(
     columns = slice(0, 2 * hidden if before else None)
     for step, active in enumerate(rows.active.tolist()):
         product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
-        arguments = (recurrent, given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
+        arguments = (recurrent, given(b), given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
         if before:
             call.launch_step("forward_step", active, step, 0, *arguments)
             product(operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,9 @@ _QUALIFIERS = r"(?:(?:extern|static|volatile|alignas\([^()]*\)|__attribute__\s*\
 _SHARED = re.compile(rf"({_QUALIFIERS})\b__shared__\b([^;]*);")
 _DECLARATOR = re.compile(r"^(.*?)(\w+)\s*((?:\[[^\[\]]*\]\s*)*)$", re.S)
 _ATTRIBUTE = re.compile(r"__attribute__\s*\(\([^()]*(?:\([^()]*\))?\)\)|alignas\([^()]*\)")
+
+
+_ONE_LAUNCH = threading.Lock()  # at a time: a library's fibers are its own, and may be asked for twice
 
 
 class EmulatorError(RuntimeError):
@@ -93,7 +96,7 @@ class Kernel:
 
     def __init__(self, name: str, library: ctypes.CDLL) -> None:
         self.name = name
-        self._launch, self._lock = library.pyrnn_launch, threading.Lock()
+        self._launch = library.pyrnn_launch
         self._launch.restype = None
         library.pyrnn_parameters.restype = ctypes.c_char_p
         self.parameters = tuple(library.pyrnn_parameters().decode().split())
@@ -140,7 +143,7 @@ class Kernel:
         values = [_pack(f"{self.name}, argument {i}", *pair) for i, pair in enumerate(pairs)]
         addresses = (ctypes.c_void_p * max(1, len(values)))(*[value.ctypes.data for value in values])
         launch = _Launch(tuple(sizes[0]), tuple(sizes[1]), shared, seed, cooperative)
-        with self._lock:
+        with _ONE_LAUNCH:
             self._launch(ctypes.byref(launch), addresses)
         error = launch.error.decode(errors="replace")
         if not error and launch.static_shared > MAX_STATIC_SHARED:
@@ -204,9 +207,9 @@ class Module:
     ) -> None:
         self._sanitize = SANITIZE if sanitize else ()
         self._flags = [*FLAGS, f"-O{optimize}", *(self._sanitize or (CHECKS if checks else ()))]
-        include = [f"-I{_cache_folder()}", *_heeded(options), "-include", str(HEADER)]
+        include = (f"-I{_cache_folder()}", *_heeded(options), "-include", str(HEADER))
         text = f'#line 1 "{filename}"\n{source}\n'
-        self._text = rewrite(_run([CXX, "-E", "-x", "c++", *self._flags, *include, "-"], text))
+        self._text = _preprocessed((CXX, "-E", "-x", "c++", *self._flags, *include, "-"), text)
         self._kernels: dict[str, Kernel] = {}
 
     def kernel(self, name: str) -> Kernel:
@@ -231,6 +234,11 @@ class Module:
                 _run([CXX, "-shared", *LINK, *self._sanitize, "-o", linked, compiled], "")
                 os.replace(linked, path)
         return ctypes.CDLL(str(path))
+
+
+@lru_cache(maxsize=128)
+def _preprocessed(command: tuple[str, ...], text: str) -> str:
+    return rewrite(_run(command, text))
 
 
 def rewrite(text: str) -> str:
@@ -287,7 +295,7 @@ def _heeded(options: Sequence[str]) -> list[str]:
     return kept
 
 
-def _run(command: list[str], text: str) -> str:
+def _run(command: Sequence[str], text: str) -> str:
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode:

@@ -8,8 +8,8 @@
    (c) A block tells that it has come to a step by a flag of its own, and waits for those of the others. So all blocks must
        run at once: a cooperative launch, no larger than the device.
    (d) What a thread's first cell reads from far away is fetched before the wait that it does not depend on.
-   (e) Inputs times weights and biases are in `gates` already; gradients of x and of weights are products over the whole
-       sequence, afterwards. */
+   (e) Inputs times weights are in `gates` already; gradients of x and of weights are products over the whole sequence,
+       afterwards. */
 #pragma once
 
 #include "cells.cuh"

@@ -23,7 +23,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
 ) {
     extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
-    const int first = blockIdx.x * UNITS, count = group_rows(B);
+    const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
+    const bool mine = unit < H; /* a thread's cells are all of one unit */
     Operand *tiles = (Operand *)shared_memory;
     REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
     REAL *dh = parts + tile_rows * WARPS * COLUMNS, *dc = dh + count * UNITS; /* [row][unit] */
@@ -33,10 +34,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
     Product product;
     product.load({w_hh, 0, 1, H, first, H, GATES * H});
     for (int p = threadIdx.x; p < count * UNITS; p += THREADS) {
-        const int unit = first + p % UNITS;
         const long long at = (long long)rows[sorted_row(p / UNITS)] * H + unit;
-        dh[p] = dh_n && unit < H ? dh_n[at] : (REAL)0;
-        if (CELL == LSTM) dc[p] = dc_n && unit < H ? dc_n[at] : (REAL)0;
+        dh[p] = dh_n && mine ? dh_n[at] : (REAL)0;
+        if (CELL == LSTM) dc[p] = dc_n && mine ? dc_n[at] : (REAL)0;
     }
     __syncthreads();
     int active = 0;
@@ -46,9 +46,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
         const int before = active;
         while (active < count && lengths[sorted_row(active)] > s) active++;
         Operand *now = exchange + (s % 2) * buffer;
-        for (int p = threadIdx.x; p < active * UNITS; p += THREADS) {
-            const int r = p / UNITS, unit = first + p % UNITS;
-            if (unit >= H) continue;
+        for (int p = threadIdx.x; p < active * UNITS && mine; p += THREADS) {
+            const int r = p / UNITS;
             const Place place = place_of(q, sorted_row(r), s);
             const Kept kept = p < THREADS && r < before ? ahead : load_kept(q, place, unit, gates, extra, y, h0, c0, dy);
             REAL d[GRADIENTS];
@@ -62,9 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
             for (int g = 0; g < GATES; g++) now[r * row_step + g * H + unit] = to_operand(d[g]);
         }
         tell(flags, steps - s);
-        if (s && threadIdx.x < active * UNITS && first + threadIdx.x % UNITS < H)
-            ahead = load_kept(
-                q, place_of(q, sorted_row(threadIdx.x / UNITS), s - 1), first + threadIdx.x % UNITS, gates, extra, y, h0, c0, dy);
+        if (s && threadIdx.x < active * UNITS && mine)
+            ahead = load_kept(q, place_of(q, sorted_row(threadIdx.x / UNITS), s - 1), unit, gates, extra, y, h0, c0, dy);
         wait(flags, steps - s);
         const auto fetch = [&](int r0) {
             Operand *tile = tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW;
@@ -84,9 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
         }
         __syncthreads();
     }
-    for (int p = threadIdx.x; p < count * UNITS; p += THREADS) {
-        const int unit = first + p % UNITS;
-        if (unit >= H) continue;
+    for (int p = threadIdx.x; p < count * UNITS && mine; p += THREADS) {
         const long long at = (long long)rows[sorted_row(p / UNITS)] * H + unit;
         if (dh0) dh0[at] = dh[p];
         if (CELL == LSTM && dc0) dc0[at] = dc[p];

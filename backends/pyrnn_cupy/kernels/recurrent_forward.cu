@@ -3,12 +3,13 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
     const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int tile_rows,
-    const REAL *w_hh, const REAL *b_hn, const REAL *h0, const REAL *c0, REAL *gates, REAL *extra, int keep,
+    const REAL *w_hh, const REAL *b, const REAL *b_hn, const REAL *h0, const REAL *c0, REAL *gates, REAL *extra, int keep,
     REAL *y, REAL *h_n, REAL *c_n, Operand *exchange, unsigned *flags
 ) {
     extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
-    const int first = blockIdx.x * UNITS, count = group_rows(B);
+    const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
+    const bool mine = unit < H; /* a thread's cells are all of one unit */
     Operand *tiles = (Operand *)shared_memory;
     REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
     REAL *own = parts + tile_rows * WARPS * COLUMNS; /* [row][unit]: c, or h */
@@ -17,18 +18,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
     flags += blockIdx.y * gridDim.x;
     Product product;
     product.load({w_hh, (long long)H * H, H, 1, first, H, H});
-    for (int p = threadIdx.x; p < count * UNITS; p += THREADS) {
-        const int unit = first + p % UNITS;
-        const REAL *from = CELL == LSTM ? c0 : h0;
-        own[p] = from && unit < H ? from[(long long)rows[sorted_row(p / UNITS)] * H + unit] : (REAL)0;
-    }
+    Gates bias = {};
+    if (b && mine) bias = load_gates(b, 0, H, unit);
+    const REAL candidate_bias = b_hn && mine ? b_hn[unit] : (REAL)0;
+    const REAL *from = CELL == LSTM ? c0 : h0;
+    for (int p = threadIdx.x; p < count * UNITS; p += THREADS)
+        own[p] = from && mine ? from[(long long)rows[sorted_row(p / UNITS)] * H + unit] : (REAL)0;
     int active = count;
     const int steps = count ? lengths[sorted_row(0)] : 0;
     for (int s = 0; s < steps; s++) {
         while (lengths[sorted_row(active - 1)] <= s) active--;
         Gates ahead = {};
-        if (threadIdx.x < active * UNITS && first + threadIdx.x % UNITS < H)
-            ahead = load_gates(gates, place_of(q, sorted_row(threadIdx.x / UNITS), s).packed, H, first + threadIdx.x % UNITS);
+        if (threadIdx.x < active * UNITS && mine)
+            ahead = load_gates(gates, place_of(q, sorted_row(threadIdx.x / UNITS), s).packed, H, unit);
         if (s) wait(flags, s);
         const Operand *now = exchange + (s % 2) * buffer;
         Operand *next = exchange + (1 - s % 2) * buffer;
@@ -53,17 +55,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
             __syncthreads();
             product.run(tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW, here, parts);
             __syncthreads();
-            for (int p = threadIdx.x; p < here * UNITS; p += THREADS) {
-                const int r = p / UNITS, unit = first + p % UNITS, m = sorted_row(r0 + r);
-                if (unit >= H) continue;
+            for (int p = threadIdx.x; p < here * UNITS && mine; p += THREADS) {
+                const int r = p / UNITS, m = sorted_row(r0 + r);
                 const Place place = place_of(q, m, s);
                 Gates gate = r0 == 0 && p < THREADS ? ahead : load_gates(gates, place.packed, H, unit);
                 REAL recurrent[GATES], more = 0;
 #pragma unroll
-                for (int g = 0; g < GATES; g++) recurrent[g] = total(parts, r, g, p % UNITS);
-                REAL &mine = own[(r0 + r) * UNITS + p % UNITS];
-                const Unit after = step_forward(gate.of, recurrent, {mine, mine}, b_hn ? b_hn[unit] : (REAL)0, more);
-                mine = CELL == LSTM ? after.c : after.h;
+                for (int g = 0; g < GATES; g++) {
+                    gate.of[g] += bias.of[g];
+                    recurrent[g] = total(parts, r, g, p % UNITS);
+                }
+                REAL &state = own[r0 * UNITS + p];
+                const Unit after = step_forward(gate.of, recurrent, {state, state}, candidate_bias, more);
+                state = CELL == LSTM ? after.c : after.h;
                 if (keep) {
 #pragma unroll
                     for (int g = 0; g < GATES; g++) gates[(place.packed * GATES + g) * H + unit] = gate.of[g];

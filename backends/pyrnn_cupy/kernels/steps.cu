@@ -7,7 +7,7 @@
 /* recurrent: the products of the step, [active][GATES][H]. operand: of GRU_BEFORE, r·h. */
 extern "C" __global__ void forward_step(
     const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int active, int s, int phase,
-    const REAL *recurrent, const REAL *b_hn, REAL *h, REAL *c, REAL *operand, REAL *gates, REAL *extra, REAL *y, REAL *h_n, REAL *c_n
+    const REAL *recurrent, const REAL *b, const REAL *b_hn, REAL *h, REAL *c, REAL *operand, REAL *gates, REAL *extra, REAL *y, REAL *h_n, REAL *c_n
 ) {
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -18,6 +18,7 @@ extern "C" __global__ void forward_step(
 #pragma unroll
     for (int g = 0; g < GATES; g++) {
         gate[g] = gates[(place.packed * GATES + g) * H + unit];
+        if (b && (CELL != GRU_BEFORE || g == 2 || phase == 0)) gate[g] += b[(long long)g * H + unit];
         product[g] = recurrent[((long long)m * GATES + g) * H + unit];
     }
 #if CELL == GRU_BEFORE
