@@ -324,6 +324,9 @@ class Back:
         call = self.call
         dk = _empty_like(call.k, call.features) if of_keys else None
         dv = _empty_like(call.v, call.columns) if of_values else None
+        if of_values and self.dy is None:
+            dv.fill(0)
+            of_values = False
         call.lie(**{name: array for name, array in (("dk", dk), ("dv", dv)) if array is not None})
         both = None
         if of_keys and of_values:

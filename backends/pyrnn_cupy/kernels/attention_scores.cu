@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
         for (int j = 0; j < TN; j++) sums[i][j] = -(REAL)0;
     for (int b = b0; b < b1; b++)
         for (int head = head0; head < head1; head++) {
-            /* As rows of a head of keys, these end with the head's queries. */
+            /* Those past the head's queries are another head's, and are left out below. */
             const Rows rows = {b, head / c.group, head % c.group * c.N + row};
             const Bounds bounds = bounds_of(c, rows_info, b);
             const Range seen = keys_seen(c, bounds, row, last);
