@@ -4,8 +4,8 @@ The additive and the multiplicative one are attention with one head, that gives 
 cuBLAS's.
 
 ``compute`` is about products: of queries and keys, of weights and values, and of their gradients, on the matrix units.
-The softmax and all sums are in float32. The score of the additive one is no product, and few queries, as in decoding,
-are multiplied exactly whatever is asked for.
+The softmax and all sums are in float32. The score of the additive one is no product; and few queries, as in decoding,
+and very many features are multiplied exactly whatever is asked for.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def plan(
     size
         Bytes of an element.
     compute
-        EXACT, TF32 or BF16: the precision of products. Few rows are multiplied exactly all the same.
+        EXACT, TF32 or BF16: the precision of products. Few rows, and those that find no room else, are multiplied
+        exactly all the same.
     rows
         That there are in all, of a head.
     own
@@ -134,6 +135,8 @@ def plan(
                 continue
             cost = cost_of_row * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
             plans.append((cost, Plan(compute, each, chunk, count, shared)))
+    if not plans and compute != "EXACT" and len(out) < 2:
+        return plan(device, size, "EXACT", rows, own, out, products=products)
     return min(plans, default=(0.0, None), key=lambda pair: pair[0])[1]
 
 
