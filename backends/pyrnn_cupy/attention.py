@@ -27,7 +27,7 @@ COLUMNS = 64  # of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
-MOST_SUMS = 128  # registers of a thread for sums, of 255: with more of them kernels spill
+MOST_SUMS = {9: 128, 8: 127}  # by architecture, registers of a thread for sums, of 255: with more some kernel spills
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
 LANES = {"EXACT": 16, "TF32": 4, "BF16": 4}  # threads of a row
@@ -57,17 +57,20 @@ CALL = np.dtype(
 
 
 class Device(NamedTuple):
-    """What a launch depends on: the multiprocessors, and the bytes of shared memory that a block may have."""
+    """What a launch depends on: multiprocessors, bytes of shared memory of a block, registers of a thread for sums."""
 
     number: int
     processors: int
     shared: int
+    sums: int
 
 
 @cache
 def _device(number: int) -> Device:
-    attributes = cupy.cuda.Device(number).attributes
-    return Device(number, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    device = cupy.cuda.Device(number)
+    sums = MOST_SUMS[9 if int(device.compute_capability) >= 90 else 8]
+    shared = device.attributes["MaxSharedMemoryPerBlockOptin"]
+    return Device(number, device.attributes["MultiProcessorCount"], shared, sums)
 
 
 class Plan(NamedTuple):
@@ -131,7 +134,7 @@ def plan(
             continue
         for count in (1, 2, 4):
             sums = each * (products * COLUMNS + len(out) * count * chunk) // lanes * size // 4
-            if sums > MOST_SUMS or count >= 2 * chunks or (len(out) > 1 and count < chunks):
+            if sums > device.sums or count >= 2 * chunks or (len(out) > 1 and count < chunks):
                 continue
             cost = cost_of_row * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
             plans.append((cost, Plan(compute, each, chunk, count, shared)))

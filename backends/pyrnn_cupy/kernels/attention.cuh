@@ -227,9 +227,14 @@ __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const RE
     }
 }
 #else
-/* What a register of the matrix units holds: one number, or two that lie `apart`. */
-__device__ __forceinline__ unsigned packed(const float *from, int apart) {
-    return COMPUTE == BF16 ? __float_as_uint(from[0]) >> 16 | (__float_as_uint(from[apart]) & 0xffff0000u) : __float_as_uint(from[0]);
+/* What a register of the matrix units holds: a number, or two of bfloat16. */
+__device__ __forceinline__ unsigned packed(float low, float high) {
+    return COMPUTE == BF16 ? __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u) : __float_as_uint(low);
+}
+__device__ __forceinline__ unsigned packed(const float *row) {
+    if (COMPUTE == TF32) return __float_as_uint(*row);
+    const float2 two = *(const float2 *)row;
+    return packed(two.x, two.y);
 }
 
 /* sum += a · b for a thread's rows 2i, 2i + 1 and columns 2j, 2j + 1 and those of its warp. */
@@ -256,12 +261,12 @@ __device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *r
 #pragma unroll
         for (int i = 0; i < TM / 2; i++)
 #pragma unroll
-            for (int u = 0; u < 4; u++) a[i][u] = packed(rows + own_row(2 * i + u % 2) * rows_row + f + u / 2 * (STEP / 2), 1);
+            for (int u = 0; u < 4; u++) a[i][u] = packed(rows + own_row(2 * i + u % 2) * rows_row + f + u / 2 * (STEP / 2));
 #pragma unroll
         for (int j = 0; j < TN / 2; j++) {
             unsigned b[2];
 #pragma unroll
-            for (int u = 0; u < 2; u++) b[u] = packed(tile + (j * 8 + group) * TILE_ROW + f + u * (STEP / 2), 1);
+            for (int u = 0; u < 2; u++) b[u] = packed(tile + (j * 8 + group) * TILE_ROW + f + u * (STEP / 2));
 #pragma unroll
             for (int i = 0; i < TM / 2; i++) multiply(sum, i, j, a[i], b);
         }
@@ -278,12 +283,15 @@ __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const RE
 #pragma unroll
         for (int i = 0; i < TM / 2; i++)
 #pragma unroll
-            for (int u = 0; u < 4; u++) a[i][u] = packed(weights + own_row(2 * i + u % 2) * WEIGHTS_ROW + k + u / 2 * second, 1);
+            for (int u = 0; u < 4; u++) a[i][u] = packed(weights + own_row(2 * i + u % 2) * WEIGHTS_ROW + k + u / 2 * second);
 #pragma unroll
         for (int j = 0; j < EACH / 2; j++) {
             unsigned b[2];
 #pragma unroll
-            for (int u = 0; u < 2; u++) b[u] = packed(tile + (k + u * second) * TILE_ROW + j * 8 + group, TILE_ROW);
+            for (int u = 0; u < 2; u++) {
+                const REAL *from = tile + (k + u * second) * TILE_ROW + j * 8 + group;
+                b[u] = packed(from[0], from[COMPUTE == BF16 ? TILE_ROW : 0]);
+            }
 #pragma unroll
             for (int i = 0; i < TM / 2; i++) multiply(sum, i, j, a[i], b);
         }
@@ -295,6 +303,11 @@ __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const RE
     else multiply_columns(sum, weights, staged.tile);
 }
 
+/* Columns of a thread that follow one another. */
+struct alignas(RUN * sizeof(REAL) < 16 ? RUN * sizeof(REAL) : 16) Run {
+    REAL at[RUN];
+};
+
 /* Write a thread's weights, for its warp to multiply with, or all of them as they are. */
 template <bool FOR_PRODUCT = true>
 __device__ __forceinline__ void share_weights(REAL *weights, const REAL (&own)[TM][TN]) {
@@ -302,7 +315,12 @@ __device__ __forceinline__ void share_weights(REAL *weights, const REAL (&own)[T
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
-        for (int j = 0; j < TN; j++) weights[own_row(i) * WEIGHTS_ROW + column_number(j)] = FOR_PRODUCT ? operand(own[i][j]) : own[i][j];
+        for (int j = 0; j < TN; j += RUN) {
+            Run run;
+#pragma unroll
+            for (int u = 0; u < RUN; u++) run.at[u] = FOR_PRODUCT ? operand(own[i][j + u]) : own[i][j + u];
+            *(Run *)(weights + own_row(i) * WEIGHTS_ROW + column_number(j)) = run;
+        }
     __syncwarp();
 }
 
