@@ -20,6 +20,7 @@ sys.path.insert(0, str(CUDA))  # no package: NVIDIA's own are called cuda, and t
 
 import emulator  # noqa: E402
 import fake_cupy  # noqa: E402
+import nvrtc  # noqa: E402
 from emulator import CompileError, EmulatorError, Module  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
@@ -135,6 +136,42 @@ def test_shared_memory_is_not_zero_at_first() -> None:
     out = np.zeros(6, F)
     launch((3,), (1,), (out,), shared=8)
     assert np.isnan(out).all()
+
+
+def test_shared_memory_is_declared_in_many_ways() -> None:
+    launch = kernel(
+        """
+        #include <cuda_bf16.h>
+        struct Pair { float a; int b; };
+        __constant__ float table[3] = {1, 2, 4};
+        template <class T> __device__ T* row(T (*rows)[8], int i) { return rows[i]; }
+        __device__ int next(int i) {
+            __shared__ int seen[8];
+            seen[i] = i;
+            __syncthreads();
+            return seen[(i + 1) % 8];
+        }
+        template <class T, int N> __global__ void k(T* x) {
+            __shared__ __align__(16) __nv_bfloat16 low[2][N];
+            static __shared__ Pair pairs[N], *first;
+            volatile __shared__ int count;
+            __shared__ T rows[sizeof(T)][8];
+            extern __shared__ __align__(128) unsigned char raw[];
+            T* kept = reinterpret_cast<T*>(raw) + N;
+            int i = threadIdx.x;
+            if (i == 0) { count = N; first = pairs; }
+            low[1][i] = __float2bfloat16(i);
+            pairs[i] = {(float)i, i};
+            kept[i] = row(rows, 3)[i] = table[i % 3];
+            __syncthreads();
+            x[i] = (float)low[1][i] + first[i].b + count + kept[i] + rows[3][i] + next(i);
+        }""",
+        "k<double, 8>",
+    )
+    x, i = np.zeros(8), np.arange(8)
+    statistics = launch((1,), (8,), (x,), shared=2 * 8 * 8, seed=1)
+    np.testing.assert_array_equal(x, 2 * i + 8 + 2 * np.array([1, 2, 4])[i % 3] + (i + 1) % 8)
+    assert statistics.static_shared == 32 + 64 + 8 + 4 + 512 + 32
 
 
 # --- warps --------------------------------------------------------------------------------------------------------
@@ -709,3 +746,55 @@ def test_pyrnns_own_array_code_runs_on_it(cp: Any) -> None:
     assert type(grad) is cp.ndarray
     np.testing.assert_allclose(float(loss), float(expected), rtol=1e-6)
     np.testing.assert_allclose(grad.get(), expected_grad, rtol=1e-5)
+
+
+# --- NVRTC without a device ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_nvrtc_tells_what_kernels_need(arch: str) -> None:
+    if nvrtc.unavailable():
+        pytest.skip(nvrtc.unavailable())
+    source = """#include <cuda_bf16.h>
+        template <int N> __global__ void __launch_bounds__(64, BLOCKS) many(float* x, int n) {
+            __shared__ float s[64];
+            float a[N];
+            #pragma unroll
+            for (int i = 0; i < N; i++) a[i] = x[32 * i];
+            s[threadIdx.x] = a[0];
+            __syncthreads();
+            #pragma unroll 1
+            for (int j = 0; j < n; j++) {
+                #pragma unroll
+                for (int i = 0; i < N; i++) a[i] = fmaf(a[i], a[(i + 1) % N], s[threadIdx.x ^ 1]);
+            }
+            #pragma unroll
+            for (int i = 0; i < N; i++) x[32 * i] = __bfloat162float(__float2bfloat16(a[i]));
+        }
+        extern "C" __global__ void simple(float* x) { x[threadIdx.x] += 1; }"""
+    names = ("many<8>", "many<120>")
+    few = nvrtc.compile(source, arch, ("-DBLOCKS=16",), names=names)
+    assert few.cubin[:4] == b"\x7fELF" and set(few.kernels) == {*names, "simple"}
+    assert few.kernels["simple"].registers < few.kernels["many<8>"].registers < few.kernels["many<120>"].registers <= 64
+    assert few.kernels["many<8>"].shared == 256 and few.kernels["simple"].shared == 0
+    assert few.kernels["many<8>"].spill_stores == few.kernels["many<8>"].stack == 0
+    spilt = few.kernels["many<120>"]
+    assert spilt.spill_loads and spilt.spill_stores and spilt.stack
+    enough = nvrtc.compile(source, arch, ("-DBLOCKS=1",), names=names).kernels["many<120>"]
+    assert enough.registers > 120 and enough.spill_loads == enough.spill_stores == 0
+
+
+def test_nvrtc_says_what_is_wrong() -> None:
+    if nvrtc.unavailable():
+        pytest.skip(nvrtc.unavailable())
+    for source, names, message in (
+        ("__global__ void k() { nonsense(); }", (), r'kernel.cu\(1\): error: identifier "nonsense" is undefined'),
+        ("template <int N> __global__ void k() {}", ("other<3>",), "other"),
+        (
+            'extern "C" __global__ void k() { asm volatile("no.such.instruction;"); }',
+            (),
+            "Not a name of any known instruction",
+        ),
+    ):
+        with pytest.raises(nvrtc.CompileError, match=message):
+            nvrtc.compile(source, names=names)

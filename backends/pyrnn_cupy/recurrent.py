@@ -65,8 +65,9 @@ def _rows(lengths: np.ndarray, time: int) -> Rows:
 
 @cache
 def _device(number: int) -> plans.Device:
-    attributes = cupy.cuda.Device(number).attributes
-    registers = 128 if attributes["ComputeCapabilityMajor"] >= 9 else 104  # beyond which some kernel spills
+    device = cupy.cuda.Device(number)
+    attributes = device.attributes
+    registers = 128 if int(device.compute_capability) >= 90 else 104  # beyond which some kernel spills
     return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], registers)
 
 

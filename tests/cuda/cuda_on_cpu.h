@@ -156,13 +156,11 @@ struct Thread {
 };
 
 struct Block {
-    size_t number;
     uint3 index;
     Thread *threads;
     unsigned alive, arrived;
     char *dynamic;
     char *shared[MAX_SHARED];
-    bool vote_any, vote_all;
 };
 
 static struct {
@@ -228,18 +226,14 @@ static void thread_main() {
     for (;;) leave();
 }
 
-static char *stack_of(size_t thread) {
-    static char *stacks = nullptr;
-    static size_t count = 0;
-    if (thread >= count) {  // the first call of a launch asks for its last one
-        if (stacks) munmap(stacks, count * STACK);
-        count = thread + 1;
-        stacks = (char *)mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) abort();
-        for (size_t i = 0; i < count; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);  // an overflow is to be seen
-    }
-    return stacks + thread * STACK;
+// The stacks of a launch. They are given back after it: with a page before each that tells of an overflow, those of a
+// few hundred kernels would be more pieces of memory than Linux lets a process have.
+static char *stacks;
+static char *stack_of(size_t thread) { return stacks + thread * STACK; }
+static void take_stacks(size_t count) {
+    stacks = (char *)mmap(nullptr, count * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) abort();
+    for (size_t i = 0; i < count; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
 }
 
 // --- memory of a block --------------------------------------------------------------------------------------------
@@ -283,7 +277,7 @@ static void barrier(Site site) {
     if (++block.arrived < block_threads) return leave();
     for (unsigned i = 0; i < block_threads; i++) {
         Thread &t = block.threads[i];
-        if (t.site.line != site.line || strcmp(t.site.file, site.file))
+        if (t.site.line != site.line || (t.site.file != site.file && strcmp(t.site.file, site.file)))
             fail(site, "divergent __syncthreads(): another thread waits at %s:%d", t.site.file, t.site.line);
         t.state = READY;
     }
@@ -348,7 +342,7 @@ static void shuffle(unsigned *order, unsigned count) {
 }
 
 static void start(Block &block, size_t number, size_t slot) {
-    block.number = number, block.index = grid_size.at(number), block.alive = block_threads, block.arrived = 0;
+    block.index = grid_size.at(number), block.alive = block_threads, block.arrived = 0;
     block.dynamic = new_shared(launch->shared);
     memset(block.shared, 0, sizeof block.shared);
     for (unsigned i = 0; i < block_threads; i++) {
@@ -401,7 +395,7 @@ static void run(Launch *l, void (*call)(void *), void *values) {
     Thread *threads = new Thread[(size_t)resident * block_threads];
     unsigned *order = new unsigned[block_threads], *queue = new unsigned[total], *turns = new unsigned[resident];
     bool *runs = new bool[resident]();
-    stack_of((size_t)resident * block_threads - 1);
+    take_stacks((size_t)resident * block_threads);
     shuffle(order, block_threads), shuffle(queue, total), shuffle(turns, resident);
     for (size_t idle = 0, before = 0; !*l->error; before = progress) {
         for (unsigned i = 0; i < resident; i++) {
@@ -425,6 +419,7 @@ static void run(Launch *l, void (*call)(void *), void *values) {
     }
     for (unsigned i = 0; i < resident; i++)
         if (runs[i]) end(blocks[i]);
+    munmap(stacks, (size_t)resident * block_threads * STACK);
     delete[] blocks, delete[] threads, delete[] order, delete[] queue, delete[] turns, delete[] runs;
 }
 
@@ -549,6 +544,7 @@ PYRNN_WARP_REDUCE(__reduce_max_sync, int, int, INT32_MIN, value > result ? value
 PYRNN_WARP_REDUCE(__reduce_min_sync, unsigned, unsigned, ~0u, value < result ? value : result)
 PYRNN_WARP_REDUCE(__reduce_min_sync, int, int, INT32_MAX, value < result ? value : result)
 PYRNN_WARP_REDUCE(__reduce_or_sync, unsigned, unsigned, 0, result | value)
+PYRNN_WARP_REDUCE(__reduce_xor_sync, unsigned, unsigned, 0, result ^ value)
 PYRNN_WARP_REDUCE(__reduce_and_sync, unsigned, unsigned, ~0u, result & value)
 #undef PYRNN_WARP_REDUCE
 
@@ -575,7 +571,7 @@ template <class T, class V, class W> T atomicCAS(T *p, V compare, W value) {
 }
 
 #define PYRNN_LOAD(name) template <class T> inline T name(const T *p) { return *p; }
-#define PYRNN_STORE(name) template <class T> inline void name(T *p, T value) { *p = value; }
+#define PYRNN_STORE(name) template <class T> inline void name(T *p, T value) { atomicExch(p, value); }
 PYRNN_LOAD(__ldg) PYRNN_LOAD(__ldcg) PYRNN_LOAD(__ldca) PYRNN_LOAD(__ldcs) PYRNN_LOAD(__ldcv) PYRNN_LOAD(__ldlu)
 PYRNN_STORE(__stcg) PYRNN_STORE(__stwb) PYRNN_STORE(__stcs) PYRNN_STORE(__stwt)
 #undef PYRNN_LOAD

@@ -248,14 +248,14 @@ def rewrite(text: str) -> str:
 
 def _rewrite_shared(match: re.Match[str]) -> str:
     qualifiers, declared = match.groups()
-    volatile = "volatile " if "volatile" in qualifiers else ""
-    kind, found = "", []
+    base, found = "", []
     for part in _split(_ATTRIBUTE.sub("", declared)):
         declarator = _DECLARATOR.match(part.strip())
         if declarator is None:
             raise CompileError(f"a declaration of __shared__ memory that is not understood: {declared}")
-        kind = kind or volatile + declarator[1].strip()
-        name, bounds = declarator[2], declarator[3].strip()
+        kind, name, bounds = (text.strip() for text in declarator.groups())
+        base = base or ("volatile " if "volatile" in qualifiers else "") + kind.rstrip("* ")
+        kind = base + " " + "*" * kind.count("*")
         if re.fullmatch(r"\[\s*\]", bounds):
             found.append(f"{kind} *const {name} = ({kind} *)pyrnn_cpu::dynamic_shared();")
         else:
@@ -283,10 +283,10 @@ def _heeded(options: Sequence[str]) -> list[str]:
     """Return those of NVRTC's options that also hold here, each as one word."""
     kept: list[str] = []
     words = iter(options)
-    long = {"--include-path": "-I", "--define-macro": "-D", "--undefine-macro": "-U", "-include": "-include"}
+    long = {"--include-path": "-I", "--define-macro": "-D", "--undefine-macro": "-U"}
     for word in words:
         name, _, value = word.partition("=")
-        if name in long and not (name == "-include" and value):
+        if name in long:
             kept.append(long[name] + (value or next(words)))
         elif word in ("-I", "-D", "-U"):
             kept.append(word + next(words))

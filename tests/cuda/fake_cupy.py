@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import emulator
+import fake_cublas
 import numpy as np
 
 GUARD, ALIGNMENT, UNWRITTEN, OUTSIDE = 512, 512, 0xFF, 0xDB
@@ -42,7 +43,7 @@ LACKING = set("""
     spacing str_ strings test timedelta64 unstack vecdot vecmat void
 """.split())  # fmt: skip  # noqa: SIM905
 REDUCTIONS = {"sum", "prod", "mean", "var", "std", "max", "min", "amax", "amin", "any", "all"}
-SYNCHRONIZE = {"nonzero", "argwhere", "flatnonzero", "unique", "compress", "extract"}  # the host asks for a size
+SYNCHRONIZE = {"nonzero", "argwhere", "flatnonzero", "unique", "compress", "extract"}  # to know their results' sizes
 IN_PLACE = {"put_along_axis", "copyto", "place", "putmask", "fill_diagonal", "sort"}
 METHODS = """
     all any argmax argmin argpartition argsort choose clip compress conj conjugate cumprod cumsum diagonal dot flatten
@@ -153,7 +154,7 @@ class MemoryPool:
     """The memory that is in use."""
 
     def used_bytes(self) -> int:
-        return sum(memory.size for memory in list(_memories.values()))
+        return sum(memory.size for found in _memories.valuerefs() if (memory := found()) is not None)
 
     total_bytes = used_bytes
 
@@ -249,7 +250,8 @@ def _function(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name in IN_PLACE and (name != "sort" or function is np.ndarray.sort):
             inner, words = _inner(args), _inner(kwargs)
             return _in_place(lambda: function(*inner, **words), *args)
-        transfers.to_host += name in SYNCHRONIZE or (name == "where" and len(args) == 1)
+        if name in SYNCHRONIZE or (name == "where" and len(args) == 1):
+            _count_to_host()
         result = _call(function, args, kwargs, out)
         return _outer(np.bool_(result)) if name in ("allclose", "array_equal", "array_equiv") else result
 
@@ -282,6 +284,11 @@ class ufunc:
 
     def outer(self, a: Any, b: Any, **kwargs: Any) -> Any:
         return _elementwise(self._inner.outer, a, b, **kwargs)
+
+
+def _count_to_host() -> None:
+    _refuse_while_capturing()
+    transfers.to_host += 1
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
@@ -357,8 +364,7 @@ class ndarray:
     # To the host, each counted, and to other libraries.
 
     def get(self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True) -> Any:
-        _refuse_while_capturing()
-        transfers.to_host += 1
+        _count_to_host()
         if out is None:
             return np.array(self._a, order=order)  # type: ignore[call-overload]
         if out.dtype != self.dtype or out.shape != self.shape:
@@ -461,7 +467,8 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> ndarray:
-        transfers.to_host += any(getattr(part, "dtype", None) == np.bool_ for part in _parts(index))  # a mask's count
+        if any(getattr(part, "dtype", None) == np.bool_ for part in _parts(index)):
+            _count_to_host()  # how many a mask has
         return _call(_getitem, (self, _index(index)), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -630,7 +637,8 @@ class RawModule:
         try:
             if self._module is None:
                 how = {"checks": settings.checks, "sanitize": settings.sanitize}
-                self._module = emulator.Module(self.code, self.options, **how)
+                options = (f"-D__CUDA_ARCH__={settings.compute_capability}0", *self.options)
+                self._module = emulator.Module(self.code, options, **how)
             made = self._module.kernel(name)
         except emulator.CompileError as error:
             raise CompileException(str(error)) from None
@@ -709,8 +717,9 @@ class RawKernel:
         transfers.launches += 1
         how = {"shared": shared, "cooperative": self.enable_cooperative_groups, "seed": settings.seed}
         self.shared_size_bytes = self._made.launch(grid, block, values, **how).static_shared
-        for memory in list(_memories.values()):
-            memory.check(self.name)
+        for found in _memories.valuerefs():  # a list of its own: other threads may make arrays
+            if (memory := found()) is not None:
+                memory.check(self.name)
 
 
 _kernels: weakref.WeakValueDictionary[int, RawKernel] = weakref.WeakValueDictionary()
@@ -922,7 +931,8 @@ _cuda = _Module(
     "cupy.cuda", Device=Device, Stream=Stream, Event=Event, Graph=Graph, MemoryPointer=MemoryPointer, runtime=_runtime,
     driver=_driver, compiler=_Module("cupy.cuda.compiler", CompileException=CompileException),
     is_available=lambda: True, get_current_stream=get_current_stream, alloc=lambda size: MemoryPointer(Memory(size), 0),
-    get_elapsed_time=lambda start, end: 1000 * (end.time - start.time),
+    get_elapsed_time=lambda start, end: 1000 * (end.time - start.time), cublas=fake_cublas,
+    device=_Module("cupy.cuda.device", get_cublas_handle=fake_cublas.get_cublas_handle),
 )  # fmt: skip
 module = _Module(
     "cupy", np, __version__="14.2.0", newaxis=None, ndarray=ndarray, ufunc=ufunc, cuda=_cuda, RawModule=RawModule,
@@ -936,7 +946,7 @@ module = _Module(
     random=_Module("cupy.random", np.random, default_rng=_Generator),
 )  # fmt: skip
 _cupyx = _Module("cupyx", scatter_add=lambda a, index, value: module.add.at(a, index, value))
-_parts_of_it = (module, _cuda, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx)
+_parts_of_it = (module, _cuda, _cuda.device, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx)
 MODULES = {part.__name__: part for part in _parts_of_it}
 
 
