@@ -129,6 +129,18 @@ def test_views_are_read_as_they_lie(backend: Any, monkeypatch: pytest.MonkeyPatc
     assert copies
 
 
+def test_arrays_may_share_memory(backend: Any) -> None:
+    case = Case((1, 2, 2, 40, 40, 20, 20))
+    case.arrays[:3] = [case.arrays[0]] * 3
+    x = backend.xp.asarray(case.arrays[0])
+    for v in (x, x[..., :12]):
+        case.arrays[2], case.dy = v.get(), case.dy[..., : v.shape[-1]]
+        y, pullback = pyrnn.vjp(pyrnn.attention, x, x, v, backend=backend)
+        got = [y, *pullback([backend.xp.asarray(case.dy)])[:3]]
+        for array, want in zip(got, case.reference(), strict=False):
+            np.testing.assert_allclose(array.get(), want, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("compute", [None, "tf32", "bfloat16"])
 def test_what_some_do_not_see_may_be_nan(backend: Any, compute: str | None) -> None:
     case = Case((1, 2, 1, 40, 40, 8, 8), causal=True)

@@ -123,16 +123,15 @@ struct Staged {
     REAL *tile;
     int *spoilt;       /* in shared memory: the last number that something not finite was in */
     int number;
-    const REAL *array; /* whose chunk it is */
-    int chunk;
+    int array, chunk; /* of which array, as in c.aligned; 0: none that will be asked for */
     bool guarded;
 
     /* Bring in a chunk, unless it is there. */
-    template <typename At> __device__ __forceinline__ void bring(const REAL *from, At at, int of, int columns, bool aligned) {
+    template <typename At> __device__ __forceinline__ void bring(const Call &c, int from, At at, int of, int columns) {
         if (array == from && chunk == of) return;
         __syncthreads();
         number++;
-        if (!stage<TN, COLUMNS>(tile, TILE_ROW, at, of * CHUNK, columns, aligned)) *spoilt = number;
+        if (!stage<TN, COLUMNS>(tile, TILE_ROW, at, of * CHUNK, columns, c.aligned & from)) *spoilt = number;
         __syncthreads();
         guarded = *spoilt == number;
         array = from;
@@ -141,7 +140,9 @@ struct Staged {
 };
 
 /* sum += Σ hidden · tanh(rows + tile), over the features of a chunk, of which `left` are there. */
-__device__ __forceinline__ void add_rows(REAL (&sum)[TM][TN], const REAL *rows, int rows_row, const REAL *tile, const REAL *hidden, int left) {
+__device__ __forceinline__ void add_rows(
+    REAL (&sum)[TM][TN], const REAL *rows, int rows_row, const REAL *tile, const REAL *hidden, int left
+) {
     for (int f = 0; f < min(left, CHUNK); f++) {
         const REAL factor = hidden[f];
         REAL theirs[TN];
@@ -170,7 +171,8 @@ __device__ __forceinline__ void multiply_seen(REAL (&sum)[TM][EACH], const REAL 
             const REAL own = weights[own_row(i) * WEIGHTS_ROW + k];
             if (is_hidden(own)) continue;
 #pragma unroll
-            for (int j = 0; j < EACH; j++) sum[i][j] = fma(own, tile[place<TN, COLUMNS>(k) * TILE_ROW + output_column(j)], sum[i][j]);
+            for (int j = 0; j < EACH; j++)
+                sum[i][j] = fma(own, tile[place<TN, COLUMNS>(k) * TILE_ROW + output_column(j)], sum[i][j]);
         }
 }
 
@@ -345,7 +347,9 @@ struct Query {
 };
 
 /* A score, times log2(e): NOT_SEEN where the query may not attend to the key. */
-__device__ __forceinline__ REAL scored(const Call &c, const Steering &s, REAL product, REAL factor, int b, const Query &query, int key) {
+__device__ __forceinline__ REAL scored(
+    const Call &c, const Steering &s, REAL product, REAL factor, int b, const Query &query, int key
+) {
     if (key < query.seen.first || key >= query.seen.last) return NOT_SEEN;
     REAL score = product * factor;
     if (!PLAIN) {

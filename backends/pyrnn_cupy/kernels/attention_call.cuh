@@ -5,11 +5,16 @@
 #define LOG2E ((REAL)1.4426950408889634)
 #define NOT_SEEN (-(REAL)__int_as_float(0x7f800000)) /* as a score: -inf */
 
+#define OF_Q 1
+#define OF_K 2
+#define OF_V 4
+#define OF_DY 8
+
 /* A call, and how its arrays lie: elements from a batch, head and row to the next. Features lie side by side. */
 struct Call {
     int B, heads, group, N, M, D, Dv;      /* heads of keys; of queries for each of them */
     int splits;                            /* of keys, dealt out to blocks */
-    int aligned;                           /* rows of q, k, v, dy that can be read 16 bytes at a time: bits 0 to 3 */
+    int aligned;                           /* the arrays whose rows can be read 16 bytes at a time: OF_Q, ... *//
     int first;                             /* chunk of the output that is computed */
     int bias_shape[4];                     /* of the gradient of the bias */
     long long q_start, left, right;        /* position of the first query; how far before and after itself one sees */

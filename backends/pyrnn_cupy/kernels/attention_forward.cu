@@ -19,8 +19,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const REAL factor = (REAL)(c.scale * (double)LOG2E);
     describe(queries, c, bounds, rows);
     if (threadIdx.x == 0) spoilt = 0;
-    stage_own(own, [&](int r) { return r < rows.count(c) ? at3(q, c.q, rows.b, rows.head(c, r), rows.index(c, r)) : nullptr; }, c.D, c.aligned & 1);
-    Staged staged = {tile, &spoilt, 0, nullptr, 0, false};
+    stage_own(own, [&](int r) { return rows.at(c, q, c.q, r); }, c.D, c.aligned & OF_Q);
+    Staged staged = {tile, &spoilt, 0, 0, 0, false};
     REAL sums[OUT][TM][EACH] = {}, largest[TM], total[TM] = {};
 #pragma unroll
     for (int i = 0; i < TM; i++) largest[i] = NOT_SEEN;
@@ -30,14 +30,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const int tiles = (seen.last - seen.first + COLUMNS - 1) / COLUMNS, each = (tiles + c.splits - 1) / c.splits * COLUMNS;
     const int begin = seen.first + split * each, end = min(seen.last, begin + each);
     for (int key = begin; key < end; key += COLUMNS) {
-        staged.array = nullptr;
+        staged.array = 0;
         const auto at = [&](const REAL *array, const long long(&step)[3]) {
             const REAL *from = at3(array, step, rows.b, rows.shared, key);
             return [=, &c, &step](int r) { return key + r < c.M ? from + r * step[2] : nullptr; };
         };
         REAL s[TM][TN] = {};
         for (int f = 0; f < c.D; f += CHUNK) {
-            staged.bring(k, at(k, c.k), f / CHUNK, c.D, c.aligned & 2);
+            staged.bring(c, OF_K, at(k, c.k), f / CHUNK, c.D);
             if (SCORE == ADDITIVE) add_rows(s, own + f, own_length, tile, hidden + f, c.D - f);
             else multiply_rows(s, own + f, own_length, tile);
         }
@@ -54,8 +54,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
             most = largest_of_row(most);
             if (scores && row_number(i) < rows.count(c)) {
 #pragma unroll
-                for (int j = 0; j < TN; j++)
-                    if (key + column_number(j) < c.M) scores[rows.number(c, row_number(i)) * c.M + key + column_number(j)] = s[i][j];
+                for (int j = 0; j < TN; j++) {
+                    const int at_key = key + column_number(j);
+                    if (at_key < c.M) scores[rows.number(c, row_number(i)) * c.M + at_key] = s[i][j];
+                }
             }
             const REAL base = most == NOT_SEEN ? (REAL)0 : most, before = exp2(largest[i] - base);
             largest[i] = most;
@@ -81,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
 #pragma unroll
         for (int o = 0; o < OUT; o++) {
             if ((c.first + o) * CHUNK >= c.Dv) continue;
-            staged.bring(v, at(v, c.v), c.first + o, c.Dv, c.aligned & 4);
+            staged.bring(c, OF_V, at(v, c.v), c.first + o, c.Dv);
             multiply_columns(sums[o], weights, staged);
         }
     }

@@ -26,14 +26,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
         const REAL *from = at3(array, step, b, shared, key);
         return [=, &c, &step](int r) { return key + r < c.M ? from + r * step[2] : nullptr; };
     };
-    if (SCORE != GIVEN) stage_own(k_own, own(k, c.k), c.D, c.aligned & 2);
-    if (WANT_K) stage_own(v_own, own(v, c.v), c.Dv, c.aligned & 4);
+    if (SCORE != GIVEN) stage_own(k_own, own(k, c.k), c.D, c.aligned & OF_K);
+    if (WANT_K) stage_own(v_own, own(v, c.v), c.Dv, c.aligned & OF_V);
     if (threadIdx.x == 0) spoilt = 0;
-    Staged staged = {tile, &spoilt, 0, nullptr, 0, false};
+    Staged staged = {tile, &spoilt, 0, 0, 0, false};
     const Range seeing = queries_seeing(c, bounds, key, min(c.M, key + ROWS) - 1);
     for (int head = shared * c.group; head < (shared + 1) * c.group; head++)
         for (int first = seeing.first; first < seeing.last; first += COLUMNS) {
-            staged.array = nullptr;
+            staged.array = 0;
             const auto at = [&](const REAL *array, const long long(&step)[3]) {
                 const REAL *from = at3(array, step, b, head, first);
                 return [=, &seeing, &step](int r) { return first + r < seeing.last ? from + r * step[2] : nullptr; };
@@ -52,11 +52,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
             __syncthreads();
             REAL s[TM][TN] = {}, d[TM][TN] = {};
             for (int f = 0; SCORE != GIVEN && f < c.D; f += CHUNK) {
-                staged.bring(q, at(q, c.q), f / CHUNK, c.D, c.aligned & 1);
+                staged.bring(c, OF_Q, at(q, c.q), f / CHUNK, c.D);
                 multiply_rows(s, k_own + f, k_length, tile);
             }
             for (int f = 0; WANT_K && dy && f < c.Dv; f += CHUNK) {
-                staged.bring(dy, at(dy, c.dy), f / CHUNK, c.Dv, c.aligned & 8);
+                staged.bring(c, OF_DY, at(dy, c.dy), f / CHUNK, c.Dv);
                 multiply_rows(d, v_own + f, v_length, tile);
             }
 #pragma unroll
@@ -67,7 +67,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
 #pragma unroll
                 for (int i = 0; i < TM; i++) {
                     const int at_key = key + row_number(i);
-                    if (!PLAIN && c.drop_below && i % ROW_RUN == 0) four = kept_of_four(c, at_key / 4, bounds.start + query.i, head, b);
+                    if (!PLAIN && c.drop_below && i % ROW_RUN == 0)
+                        four = kept_of_four(c, at_key / 4, bounds.start + query.i, head, b);
                     pull_score(c, back, b, query, at_key, row, PLAIN ? (REAL)1 : kept(c, four, at_key), s[i][j], d[i][j]);
                 }
             }
@@ -76,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
 #pragma unroll
             for (int o = OUT - 1; o >= 0; o--) { /* from the last chunk, which is there already */
                 if ((c.first + o) * CHUNK >= c.Dv) continue;
-                staged.bring(dy, at(dy, c.dy), c.first + o, c.Dv, c.aligned & 8);
+                staged.bring(c, OF_DY, at(dy, c.dy), c.first + o, c.Dv);
                 multiply_columns(sums_v[o], weights, staged);
             }
 #endif
@@ -85,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
 #pragma unroll
             for (int o = OUT - 1; o >= 0; o--) {
                 if ((c.first + o) * CHUNK >= c.D) continue;
-                staged.bring(q, at(q, c.q), c.first + o, c.D, c.aligned & 1);
+                staged.bring(c, OF_Q, at(q, c.q), c.first + o, c.D);
                 multiply_columns(sums_k[o], weights, staged);
             }
 #endif

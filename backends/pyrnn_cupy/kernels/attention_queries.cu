@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
     if (threadIdx.x == 0) spoilt = 0;
     scores.stage(c, q_own, dy_own, q, dy);
     __syncthreads();
-    Staged staged = {tile, &spoilt, 0, nullptr, 0, false};
+    Staged staged = {tile, &spoilt, 0, 0, 0, false};
     REAL sums[OUT][TM][EACH] = {};
     const Range seen = rows.seen(c, bounds);
     for (int key = seen.first / COLUMNS * COLUMNS; key < seen.last; key += COLUMNS) {
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
 #pragma unroll
         for (int o = OUT - 1; o >= 0; o--) { /* from the last chunk, which is there already */
             if ((c.first + o) * CHUNK >= c.D) continue;
-            staged.bring(k, scores.tile_of(c, k, c.k, key), c.first + o, c.D, c.aligned & 2);
+            staged.bring(c, OF_K, scores.tile_of(c, k, c.k, key), c.first + o, c.D);
             multiply_columns(sums[o], weights, staged);
         }
     }

@@ -3,7 +3,9 @@
 #include "attention_back.cuh"
 #include "attention_rows.cuh"
 
-__device__ __forceinline__ void describe_kept(Kept *kept_rows, const Call &c, const Rows &rows, const REAL *stats, const REAL *along) {
+__device__ __forceinline__ void describe_kept(
+    Kept *kept_rows, const Call &c, const Rows &rows, const REAL *stats, const REAL *along
+) {
     for (int r = threadIdx.x; r < ROWS; r += THREADS)
         kept_rows[r] = r < rows.count(c) ? kept_of(stats, along, rows.number(c, r)) : Kept{0, 0, 0, 0};
 }
@@ -20,13 +22,13 @@ struct RowScores {
         const Call &c, const Back &back, const REAL *k, const REAL *v, int key, Staged &staged, REAL (&d)[TM][TN]
     ) const {
         REAL s[TM][TN] = {};
-        staged.array = nullptr;
+        staged.array = 0;
         for (int f = 0; f < c.Dv; f += CHUNK) {
-            staged.bring(v, tile_of(c, v, c.v, key), f / CHUNK, c.Dv, c.aligned & 4);
+            staged.bring(c, OF_V, tile_of(c, v, c.v, key), f / CHUNK, c.Dv);
             multiply_rows(d, dy_own + f, row_length(c.Dv), staged.tile);
         }
         for (int f = 0; SCORE != GIVEN && f < c.D; f += CHUNK) {
-            staged.bring(k, tile_of(c, k, c.k, key), f / CHUNK, c.D, c.aligned & 2);
+            staged.bring(c, OF_K, tile_of(c, k, c.k, key), f / CHUNK, c.D);
             multiply_rows(s, q_own + f, row_length(c.D), staged.tile);
         }
 #pragma unroll
@@ -56,11 +58,8 @@ struct RowScores {
     }
 
     __device__ __forceinline__ void stage(const Call &c, REAL *q_to, REAL *dy_to, const REAL *q, const REAL *dy) const {
-        const auto at = [&](const REAL *array, const long long(&step)[3]) {
-            return [&, array](int r) { return r < rows.count(c) ? at3(array, step, rows.b, rows.head(c, r), rows.index(c, r)) : nullptr; };
-        };
-        if (SCORE != GIVEN) stage_own(q_to, at(q, c.q), c.D, c.aligned & 1);
-        if (dy) stage_own(dy_to, at(dy, c.dy), c.Dv, c.aligned & 8);
+        if (SCORE != GIVEN) stage_own(q_to, [&](int r) { return rows.at(c, q, c.q, r); }, c.D, c.aligned & OF_Q);
+        if (dy) stage_own(dy_to, [&](int r) { return rows.at(c, dy, c.dy, r); }, c.Dv, c.aligned & OF_DY);
         else
             for (int i = threadIdx.x; i < ROWS * row_length(c.Dv); i += THREADS) dy_to[i] = 0;
     }

@@ -9,6 +9,10 @@ struct Rows {
     __device__ __forceinline__ int count(const Call &c) const { return min((long long)ROWS, (long long)c.group * c.N - first); }
     __device__ __forceinline__ int head(const Call &c, int r) const { return shared * c.group + (first + r) / c.N; }
     __device__ __forceinline__ int index(const Call &c, int r) const { return (first + r) % c.N; }
+    /* Where a row of an array lies, or null past the last. */
+    __device__ __forceinline__ const REAL *at(const Call &c, const REAL *array, const long long (&step)[3], int r) const {
+        return r < count(c) ? at3(array, step, b, head(c, r), index(c, r)) : nullptr;
+    }
     /* Of all rows of the call. */
     __device__ __forceinline__ long long number(const Call &c, int r) const {
         return ((long long)b * c.heads * c.group + head(c, r)) * c.N + index(c, r);

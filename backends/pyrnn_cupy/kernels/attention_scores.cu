@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
     const int b0 = c.bias_shape[0] > 1 ? of_b : 0, b1 = c.bias_shape[0] > 1 ? of_b + 1 : c.B;
     const int head0 = c.bias_shape[1] > 1 ? of_head : 0, head1 = c.bias_shape[1] > 1 ? of_head + 1 : heads;
     const int key = key_tile * COLUMNS, row = row_tile * ROWS, last = min(c.N, row + ROWS) - 1;
-    Staged staged = {tile, &spoilt, 0, nullptr, 0, false};
+    Staged staged = {tile, &spoilt, 0, 0, 0, false};
     if (threadIdx.x == 0) spoilt = 0;
     REAL sums[TM][TN];
 #pragma unroll
