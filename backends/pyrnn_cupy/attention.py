@@ -27,7 +27,7 @@ COLUMNS = 64  # of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
-MOST_SUMS = {9: 128, 8: 127}  # by architecture, registers of a thread for sums, of 255: with more some kernel spills
+MOST_SUMS = 128  # registers of a thread for sums, of 255; one less where some kernel spills at that: all but Hopper
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
 LANES = {"EXACT": 16, "TF32": 4, "BF16": 4}  # threads of a row
@@ -68,7 +68,7 @@ class Device(NamedTuple):
 @cache
 def _device(number: int) -> Device:
     device = cupy.cuda.Device(number)
-    sums = MOST_SUMS[9 if int(device.compute_capability) >= 90 else 8]
+    sums = MOST_SUMS - (device.compute_capability != "90")
     shared = device.attributes["MaxSharedMemoryPerBlockOptin"]
     return Device(number, device.attributes["MultiProcessorCount"], shared, sums)
 

@@ -14,7 +14,7 @@
 struct Call {
     int B, heads, group, N, M, D, Dv;      /* heads of keys; of queries for each of them */
     int splits;                            /* of keys, dealt out to blocks */
-    int aligned;                           /* the arrays whose rows can be read 16 bytes at a time: OF_Q, ... *//
+    int aligned;                           /* the arrays whose rows can be read 16 bytes at a time: OF_Q, ... */
     int first;                             /* chunk of the output that is computed */
     int bias_shape[4];                     /* of the gradient of the bias */
     long long q_start, left, right;        /* position of the first query; how far before and after itself one sees */
