@@ -27,7 +27,8 @@ COLUMNS = 64  # of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
-MOST_SUMS = 128  # registers of a thread for sums, of 255; one less where some kernel spills at that: all but Hopper
+# Registers of a thread for sums, of 255: with more some kernel spills. By PLAIN: a mask or a bias takes some as well.
+MOST_SUMS = (112, 128)
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
 LANES = {"EXACT": 16, "TF32": 4, "BF16": 4}  # threads of a row
@@ -57,20 +58,17 @@ CALL = np.dtype(
 
 
 class Device(NamedTuple):
-    """What a launch depends on: multiprocessors, bytes of shared memory of a block, registers of a thread for sums."""
+    """What a launch depends on: the multiprocessors, and the bytes of shared memory that a block may have."""
 
     number: int
     processors: int
     shared: int
-    sums: int
 
 
 @cache
 def _device(number: int) -> Device:
-    device = cupy.cuda.Device(number)
-    sums = MOST_SUMS - (device.compute_capability != "90")
-    shared = device.attributes["MaxSharedMemoryPerBlockOptin"]
-    return Device(number, device.attributes["MultiProcessorCount"], shared, sums)
+    attributes = cupy.cuda.Device(number).attributes
+    return Device(number, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 class Plan(NamedTuple):
@@ -96,8 +94,9 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=512)
 def plan(
-    device: Device, size: int, compute: str, rows: int, own: tuple[int, ...], out: tuple[int, ...], *, products: int = 1
-) -> Plan | None:
+    device: Device, size: int, compute: str, plain: int, rows: int, own: tuple[int, ...], out: tuple[int, ...],
+    products: int = 1,
+) -> Plan | None:  # fmt: skip
     """Return the plan for a kernel that is estimated to be fastest, or None if its rows find no room.
 
     Parameters
@@ -109,6 +108,8 @@ def plan(
     compute
         EXACT, TF32 or BF16: the precision of products. Few rows, and those that find no room else, are multiplied
         exactly all the same.
+    plain
+        1 if there is no bias, no mask, no dropout.
     rows
         That there are in all, of a head.
     own
@@ -134,12 +135,12 @@ def plan(
             continue
         for count in (1, 2, 4):
             sums = each * (products * COLUMNS + len(out) * count * chunk) // lanes * size // 4
-            if sums > device.sums or count >= 2 * chunks or (len(out) > 1 and count < chunks):
+            if sums > MOST_SUMS[plain] or count >= 2 * chunks or (len(out) > 1 and count < chunks):
                 continue
             cost = cost_of_row * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
             plans.append((cost, Plan(compute, each, chunk, count, shared)))
     if not plans and compute != "EXACT" and len(out) < 2:
-        return plan(device, size, "EXACT", rows, own, out, products=products)
+        return plan(device, size, "EXACT", plain, rows, own, out, products)
     return min(plans, default=(0.0, None), key=lambda pair: pair[0])[1]
 
 
@@ -242,9 +243,13 @@ class Call:
             run = kernel("attention_whole.cu", name, **self.constants)
             run((-(-self.rows // rows),), (THREADS,), (self.record.copy(), *arguments))
 
-    def plan(self, rows: int, own: tuple[int, ...], out: tuple[int, ...], products: int = 1) -> Plan:
+    def plan_if_any(self, rows: int, own: tuple[int, ...], out: tuple[int, ...], products: int) -> Plan | None:
         """Return how a kernel runs, see `plan`."""
-        found = plan(self.device, self.dtype.itemsize, self.compute, rows, own, out, products=products)
+        return plan(self.device, self.dtype.itemsize, self.compute, self.plain, rows, own, out, products)
+
+    def plan(self, rows: int, own: tuple[int, ...], out: tuple[int, ...], products: int = 1) -> Plan:
+        """Return how a kernel runs, which it must."""
+        found = self.plan_if_any(rows, own, out, products)
         if found is None:
             raise ValueError(f"q, v: {self.features} and {self.columns} features find no room on this GPU")
         return found
@@ -336,16 +341,14 @@ class Back:
         call.lie(**{name: array for name, array in (("dk", dk), ("dv", dv)) if array is not None})
         both = None
         if of_keys and of_values:
-            size, widths = call.dtype.itemsize, (call.features, call.columns)
-            both = plan(call.device, size, call.compute, call.keys, self.own, widths, products=2)
+            both = call.plan_if_any(call.keys, self.own, (call.features, call.columns), 2)
         if both is not None:
             self._launch_keys(both, dk, dv)
         else:
-            own = self.own[:-1]  # without the gradient of scores values have no part in it
             if of_keys:
                 self._launch_keys(call.plan(call.keys, self.own, (call.features,), 2), dk, None)
-            if of_values:
-                self._launch_keys(call.plan(call.keys, own, (call.columns,), 2), None, dv)
+            if of_values:  # of which values are no part
+                self._launch_keys(call.plan(call.keys, self.own[:-1], (call.columns,), 2), None, dv)
         return dk, dv
 
     def _launch_keys(self, chosen: Plan, dk: Any, dv: Any) -> None:
