@@ -1,7 +1,7 @@
-"""The kernels that the GPU plugin compiles for calls of many sizes, and what each needs of a GPU: `python registers.py` prints it.
+"""What each kernel of the GPU plugin needs of a GPU, in the forms that calls of many sizes have: run it for a table.
 
-Nothing runs: the plugin plans its launches on the stand-in for CuPy as on a GPU of the architecture, each source that it would
-have compiled is noted down, and NVRTC compiles it.
+Nothing else runs: the plugin plans its launches on the stand-in for CuPy as on a GPU of the architecture, each source
+that it would have compiled is noted down, and NVRTC compiles it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ GPUS = {  # multiprocessors, bytes of shared memory for a block
     "sm_90": {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 << 10},
     "sm_100": {"MultiProcessorCount": 148, "MaxSharedMemoryPerBlockOptin": 227 << 10},
 }
-COMPUTE = (None, "tf32", "bfloat16")
 Source = tuple[str, tuple[str, ...]]
 
 
@@ -57,29 +56,62 @@ def noted(arch: str) -> Iterator[tuple[Any, dict[Source, None]]]:
                 del sys.modules[name]
 
 
+MODES = ((np.float32, None), (np.float32, "tf32"), (np.float32, "bfloat16"), (np.float64, None))
+HIDDEN = {(np.float32, None): (32, 256, 1024, 2048), (np.float64, None): (256, 512)}  # by mode; else:
+OTHERWISE = (256, 1024)
+
+
 def calls(backend: Any) -> None:
     """Call every op forward and backward, in sizes whose plans differ."""
-    xp = backend.xp
+    for mode in MODES:
+        for batch, hidden in ((16, hidden) for hidden in HIDDEN.get(mode, OTHERWISE)):
+            _recurrent(backend, mode, batch, hidden)
+        for features in (64, 128, 256) if mode == MODES[0] else (64,):
+            _attention(backend, mode, features)
+        _conv(backend, mode)
+        _basic(backend, mode)
 
-    def zeros(*shape: int, dtype: Any = np.float32) -> Any:
-        return xp.zeros(shape, dtype)
 
-    def both(op: Any, *arrays: Any, compute: str | None = None, **config: Any) -> None:
-        with pyrnn.use_backend(backend, compute=compute):
-            outputs, pullback = pyrnn.vjp(op, *arrays, **config)
-            pullback(list(outputs) if isinstance(outputs, tuple) else outputs)
+def _call(backend: Any, mode: Any, op: Any, *shapes: tuple[int, ...] | None, **config: Any) -> None:
+    dtype, compute = mode
+    arrays = [None if shape is None else backend.xp.zeros(shape, dtype) for shape in shapes]
+    with pyrnn.use_backend(backend, compute=compute):
+        outputs, pullback = pyrnn.vjp(op, *arrays, **config)
+        pullback(list(outputs) if isinstance(outputs, tuple) else outputs)
 
-    for dtype, compute in ((np.float64, None), *((np.float32, mode) for mode in COMPUTE)):
-        for batch, hidden in ((1, 32), (1, 512), (16, 128), (16, 256), (16, 768), (16, 1024), (16, 2048), (64, 512), (256, 1024)):
-            for gates, op, states in ((1, pyrnn.rnn, 1), (4, pyrnn.lstm, 2), (3, pyrnn.gru, 1)):
-                shapes = ((batch, 1, 8), (gates * hidden, 8), (gates * hidden, hidden), (gates * hidden,))
-                arrays = [zeros(*shape, dtype=dtype) for shape in shapes]
-                if op is pyrnn.gru:
-                    both(op, *arrays, None, zeros(batch, hidden, dtype=dtype), compute=compute, reset_after=False)
-                    arrays.append(zeros(hidden, dtype=dtype))
-                both(op, *arrays, *(zeros(batch, hidden, dtype=dtype) for _ in range(states)), compute=compute)
-                if op is pyrnn.rnn:
-                    both(op, *arrays, zeros(batch, hidden, dtype=dtype), compute=compute, activation="relu")
+
+def _recurrent(backend: Any, mode: Any, batch: int, hidden: int) -> None:
+    for gates, op in ((1, pyrnn.rnn), (4, pyrnn.lstm), (3, pyrnn.gru)):
+        weights = ((batch, 1, 8), (gates * hidden, 8), (gates * hidden, hidden), (gates * hidden,))
+        bias = ((hidden,),) if op is pyrnn.gru else ()
+        state = ((batch, hidden),) * (2 if op is pyrnn.lstm else 1)
+        _call(backend, mode, op, *weights, *bias, *state)
+    _call(backend, mode, pyrnn.gru, *weights, None, *state, reset_after=False)
+    _call(backend, mode, pyrnn.rnn, (batch, 1, 8), (hidden, 8), (hidden, hidden), activation="relu")
+
+
+def _attention(backend: Any, mode: Any, features: int) -> None:
+    heads = (2, 4, 96, features)
+    _call(backend, mode, pyrnn.attention, heads, heads, heads, causal=True)
+    _call(backend, mode, pyrnn.attention, heads, heads, heads, (1, 4, 96, 96), dropout=0.5, seed=0)
+    _call(backend, mode, pyrnn.attention, (2, 4, 1, features), heads, heads)  # one token
+    rows, size = (2, 96, features), features
+    _call(backend, mode, pyrnn.additive_attention, rows, rows, rows, (size, size), (size, size), (size,))
+    _call(backend, mode, pyrnn.multiplicative_attention, rows, rows, rows)
+
+
+def _conv(backend: Any, mode: Any) -> None:
+    for channels, groups in ((8, 1), (256, 1), (64, 64), (64, 4)):
+        _call(backend, mode, pyrnn.causal_conv1d, (4, 200, channels), (channels, channels // groups, 3), groups=groups)
+
+
+def _basic(backend: Any, mode: Any) -> None:
+    rows, xp = (8, 100), backend.xp
+    _call(backend, mode, pyrnn.linear, rows, (30, 100), (30,))
+    _call(backend, mode, pyrnn.layer_norm, rows, (100,), (100,))
+    _call(backend, mode, pyrnn.softmax, rows)
+    _call(backend, mode, pyrnn.embedding, rows, indices=xp.zeros(5, np.int64))
+    _call(backend, mode, pyrnn.cross_entropy, rows, targets=xp.zeros(8, np.int64))
 
 
 def table(arch: str) -> list[tuple[str, str, nvrtc.Resources]]:
