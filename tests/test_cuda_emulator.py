@@ -734,12 +734,12 @@ def test_pyrnns_own_array_code_runs_on_it(cp: Any) -> None:
     x, weight = pyrnn.Tensor(cp.asarray(a)), pyrnn.Tensor(cp.asarray(w), requires_grad=True)
     target = np.array([0, 3, 1, 2, 2])
     results = []
-    for inputs, parameter, backend in (
-        (x, weight, Plain()),
-        (pyrnn.Tensor(a), pyrnn.Tensor(w, requires_grad=True), "reference"),
+    for inputs, parameter, classes, backend in (
+        (x, weight, cp.asarray(target), Plain()),
+        (pyrnn.Tensor(a), pyrnn.Tensor(w, requires_grad=True), target, "reference"),
     ):
         with pyrnn.use_backend(backend):
-            loss = pyrnn.cross_entropy(pyrnn.linear(inputs, parameter).tanh() * 2 + 1, targets=target).mean()
+            loss = pyrnn.cross_entropy(pyrnn.linear(inputs, parameter).tanh() * 2 + 1, targets=classes).mean()
             loss.backward()
         results.append((loss, parameter.grad))
     (loss, grad), (expected, expected_grad) = results

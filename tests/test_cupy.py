@@ -1,4 +1,4 @@
-"""The GPU plugin, its kernels run thread by thread on the CPU: see tests/cuda."""
+"""The recurrent family on the GPU, its kernels run thread by thread on the CPU: see tests/cuda."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+import pyrnn
+from pyrnn.testing import check_backend
 
 sys.path.insert(0, str(Path(__file__).with_name("cuda")))
 
@@ -15,11 +19,14 @@ import emulator
 import fake_cupy
 
 pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+# Of outputs and gradients of some size. TF32 keeps 10 bits of what is multiplied, bfloat16 7.
+TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "tf32": 2e-2, "bfloat16": 1e-1}
 
 
 @pytest.fixture(scope="module")
 def backend() -> Iterator[Any]:
-    with fake_cupy.installed(attributes={"MultiProcessorCount": 4}):
+    with fake_cupy.installed(attributes={"MultiProcessorCount": 3}):
         from pyrnn_cupy import CupyBackend
 
         yield CupyBackend()
@@ -27,8 +34,73 @@ def backend() -> Iterator[Any]:
             del sys.modules[name]
 
 
-def test_it_works(backend: Any) -> None:
-    from pyrnn.testing import check_backend
-
-    report = check_backend(backend, ops=["lstm", "gru", "rnn"], max_examples=6, progress=False)
+@pytest.mark.parametrize("op", GATES)
+def test_the_properties_hold(backend: Any, op: str) -> None:
+    report = check_backend(backend, ops=[op], max_examples=2, progress=False)
     assert report.ok, report
+
+
+def parity(
+    backend: Any, op: str, sizes: tuple[int, int, int, int], compute: str | None, dtype: str, **config: Any
+) -> None:
+    """Hold outputs and gradients of a call with all its arrays to the reference's."""
+    B, T, I, H = sizes
+    rng = np.random.default_rng(0)
+    biases = [(H,)] if op == "gru" and config.get("reset_after", True) else [None] if op == "gru" else []
+    states = [(B, H)] * (2 if op == "lstm" else 1)
+    shapes = [(B, T, I), (GATES[op] * H, I), (GATES[op] * H, H), (GATES[op] * H,), *biases, *states]
+    arrays = [None if shape is None else rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    arrays[2] *= H**-0.5
+    function = getattr(pyrnn, op)
+    wanted, pullback = pyrnn.vjp(function, *arrays, **config, backend="reference")
+    cotangents = [rng.standard_normal(output.shape).astype(dtype) for output in wanted]
+    wanted_grads = pullback(cotangents)
+    on_device = [None if array is None else backend.xp.asarray(array) for array in arrays]
+    with pyrnn.use_backend(backend, compute=compute):
+        found, pullback = pyrnn.vjp(function, *on_device, **config)
+        grads = pullback([backend.xp.asarray(cotangent) for cotangent in cotangents])
+    tolerance = TOLERANCE[compute or dtype]
+    for name, got, want in zip(
+        (*wanted._fields, *wanted_grads._fields), (*found, *grads), (*wanted, *wanted_grads), strict=True
+    ):
+        if want is not None:
+            limit = tolerance * max(1.0, float(np.abs(want).max(initial=0)))
+            np.testing.assert_allclose(got.get(), want, rtol=0, atol=limit, err_msg=name)
+
+
+# Rows and units in one block and in several, in one tile and in several; and a device too small for the weights.
+@pytest.mark.parametrize("compute", [None, "tf32", "bfloat16"])
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("sizes", [(3, 4, 2, 5), (40, 3, 5, 33), (70, 2, 3, 12)])
+def test_precisions(backend: Any, op: str, sizes: tuple[int, int, int, int], compute: str | None) -> None:
+    parity(backend, op, sizes, compute, "float32", lengths=np.arange(sizes[0]) % (sizes[1] + 1))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_in_any_order_of_threads(backend: Any, seed: int, reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_cupy.settings, "seed", seed)
+    parity(backend, "lstm", (9, 5, 3, 20), None, "float64", reverse=reverse)
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_steps_where_weights_find_no_room(backend: Any, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyrnn_cupy import plans
+
+    monkeypatch.setattr(plans, "plan", lambda *_: None)
+    parity(backend, op, (4, 5, 3, 20), None, "float64", lengths=[3, 0, 5, 5], reverse=True)
+
+
+def test_a_gru_that_resets_before_its_product(backend: Any) -> None:
+    parity(backend, "gru", (4, 5, 3, 20), None, "float64", lengths=[3, 0, 5, 5], reset_after=False)
+
+
+def test_nothing_is_copied_in_a_second_call(backend: Any) -> None:
+    cupy = backend.xp
+    x, w_ih, w_hh = (cupy.zeros(shape, np.float32) for shape in ((2, 3, 4), (20, 4), (20, 5)))
+    for _ in range(2):
+        fake_cupy.transfers.reset()
+        with pyrnn.use_backend(backend):
+            (y, *_), pullback = pyrnn.vjp(pyrnn.lstm, x, w_ih, w_hh)
+            pullback([y, None, None])
+    assert (fake_cupy.transfers.to_device, fake_cupy.transfers.to_host) == (0, 0)

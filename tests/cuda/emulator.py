@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -40,7 +41,8 @@ _DECLARATOR = re.compile(r"^(.*?)(\w+)\s*((?:\[[^\[\]]*\]\s*)*)$", re.S)
 _ATTRIBUTE = re.compile(r"__attribute__\s*\(\([^()]*(?:\([^()]*\))?\)\)|alignas\([^()]*\)")
 
 
-_ONE_LAUNCH = threading.Lock()  # at a time: a library's fibers are its own, and may be asked for twice
+_ONE_LAUNCH = threading.Lock()  # at a time, as all have the same stacks
+_STACK = 1 << 19  # bytes of a thread's stack, as in cuda_on_cpu.h
 
 
 class EmulatorError(RuntimeError):
@@ -62,6 +64,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
+        ("stacks", ctypes.c_void_p),
         ("shared", ctypes.c_uint64),
         ("seed", ctypes.c_uint64),
         ("cooperative", ctypes.c_uint32),
@@ -80,6 +83,34 @@ def sanitizer_environment() -> dict[str, str]:
     """Return the environment in which a Python can load libraries compiled with ``sanitize=True``."""
     path = subprocess.run([CXX, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     return {**os.environ, "LD_PRELOAD": path.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+class _Stacks:
+    """The stacks of all threads that are resident at once, for every kernel of the process. Their number only grows.
+
+    The lowest page of each can't be touched, so that an overflow is seen. Stacks of a library's own would be more
+    pieces of memory than Linux lets a process have, and new ones for each launch take longer than most launches.
+    """
+
+    def __init__(self) -> None:
+        self._memory, self._count = mmap.mmap(-1, mmap.PAGESIZE), 0
+
+    def base(self, count: int) -> int:
+        """Return where so many stacks begin."""
+        if count > self._count:
+            self._count = count
+            self._memory = mmap.mmap(-1, count * _STACK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+            forbid = ctypes.CDLL(None).mprotect
+            for thread in range(count):
+                forbid(ctypes.c_void_p(self._address() + thread * _STACK), ctypes.c_size_t(mmap.PAGESIZE), 0)
+        return self._address()
+
+    def _address(self) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+_stacks = _Stacks()
 
 
 class Kernel:
@@ -142,8 +173,9 @@ class Kernel:
         pairs = zip(self.parameters, args, strict=True)
         values = [_pack(f"{self.name}, argument {i}", *pair) for i, pair in enumerate(pairs)]
         addresses = (ctypes.c_void_p * max(1, len(values)))(*[value.ctypes.data for value in values])
-        launch = _Launch(tuple(sizes[0]), tuple(sizes[1]), shared, seed, cooperative)
+        launch = _Launch(tuple(sizes[0]), tuple(sizes[1]), None, shared, seed, cooperative)
         with _ONE_LAUNCH:
+            launch.stacks = _stacks.base(int(np.prod(sizes[1])) * (int(np.prod(sizes[0])) if cooperative else 1))
             self._launch(ctypes.byref(launch), addresses)
         error = launch.error.decode(errors="replace")
         if not error and launch.static_shared > MAX_STATIC_SHARED:
