@@ -4,10 +4,10 @@
 
     python -m benchmarks.gpu --budget 540 --out benchmarks/results
 
-Every time is of work on the GPU between two events, of as many calls as fill a sample, in turns, on one stream. Contenders
-meet only in the same precision of products: float32, TF32, and 16 bits (PyTorch's arrays are then bfloat16 or float16;
-pyrnn's stay float32 and its products are of bfloat16). With ``graph`` both sides replay a CUDA graph of the call, which
-takes Python out of it.
+Every time is of work on the GPU between two events, of as many calls as fill a sample, in turns, on one stream.
+Contenders meet only in the same precision of products: float32, TF32, and 16 bits (PyTorch's arrays are then bfloat16
+or float16; pyrnn's stay float32 and its products are of bfloat16). With ``graph`` both sides replay a CUDA graph of the
+call, which takes Python out of it.
 """
 
 from __future__ import annotations
@@ -352,7 +352,8 @@ def table(records: list[dict[str, Any]]) -> str:
             said = ", ".join(f"{value:.2f} ({peer})" for peer, value in peers.items())
             wrong = " **wrong**" if record["wrong"] else ""
             lines.append(
-                f"| {name} | {record['precision']} | {way} | {own:.3f} | {step} | {said} | {record['error']:.1e}{wrong} |"
+                f"| {name} | {record['precision']} | {way} | {own:.3f} | {step} | {said} "
+                f"| {record['error']:.1e}{wrong} |"
             )
             if peers:
                 groups.setdefault((record["op"], record["mode"], record["precision"], way), []).append(

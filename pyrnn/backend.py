@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from .reference.basic import BasicOps
+from .reference.conv import ChainOps
 from .reference.update import UpdateOps
 
 if TYPE_CHECKING:
@@ -69,7 +70,32 @@ class Claim:
     invariances: frozenset[str] = frozenset()
 
 
-class Backend(BasicOps, UpdateOps):
+class Stage(NamedTuple):
+    """One stage of a chain of `Backend.causal_conv1d_chain`: to = then(value + plus), on buffers (batch, channels).
+
+    Attributes
+    ----------
+    source, to
+        Where it reads and writes.
+    packed
+        The convolution, packed, of whose step on the source the output is the value; None: the source is.
+    left
+        The context (batch, (K-1)·dilation, channels) that it begins at; None where its kernel size is 1.
+    plus
+        What is added, if anything; it may be ``to``.
+    then
+        ``"nothing"``, ``"relu"``, ``"tanh"`` or ``"gate"``: tanh of all, of whose halves u, v it then is u·(v + 1).
+    """
+
+    source: Any
+    to: Any
+    packed: Any = None
+    left: Any = None
+    plus: Any = None
+    then: Literal["nothing", "relu", "tanh", "gate"] = "nothing"
+
+
+class Backend(BasicOps, UpdateOps, ChainOps):
     """Base class of all backends: for each op ``<op>_forward`` and ``<op>_backward``.
 
     ::
@@ -94,8 +120,9 @@ class Backend(BasicOps, UpdateOps):
     which keep copies and call the forward.
 
     The methods of an op that a backend lacks raise `NotImplementedError`; the `basic` family alone has
-    defaults, written against `xp`. So have ``sgd_update`` and ``adam_update``, which optimisers call: see
-    `pyrnn.reference.update`.
+    defaults, written against `xp`. So have ``sgd_update`` and ``adam_update``, which optimisers call (see
+    `pyrnn.reference.update`), and ``causal_conv1d_chain``, a stream's step through several convolutions (see
+    `pyrnn.reference.conv`).
 
     Attributes
     ----------
@@ -128,6 +155,25 @@ class Backend(BasicOps, UpdateOps):
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return an uninitialised array of this backend's kind."""
         return self.xp.empty(shape, dtype)
+
+    def stepper(self, op: str, packed: Any, state: tuple[Any, ...], width: int) -> Callable[[Any, Any], Any]:
+        """Return a packed layer's step: a function of x_t (B, features) and out (B, width) or None, which gives y_t.
+
+        It begins at a state, whose arrays it takes over and writes. Where the packed layer has a ``stepper(state)`` of
+        its own, it is what that gives; it may keep its state elsewhere, and then has a method ``state()``.
+        """
+        own: Any = getattr(packed, "stepper", None)
+        if own is not None:
+            return own(state)
+        run, shape, dtype = getattr(self, f"{op}_run"), (len(state[0]), width), state[0].dtype
+
+        def step(x: Any, out: Any) -> Any:
+            if out is None:
+                out = self.xp.empty(shape, dtype)
+            run(packed, x[:, None], state, out=(out[:, None], state))
+            return out
+
+        return step
 
     @classmethod
     def declare_op(cls, op: str, state: tuple[str, ...] | None) -> None:

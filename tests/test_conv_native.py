@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyrnn
+from pyrnn.backend import Stage
 from pyrnn.ops.conv import CAUSAL_CONV1D
+from pyrnn.reference.conv import ChainOps
 
 CYTHON: Any = pyrnn.get_backend("cython")
 
@@ -179,6 +181,147 @@ def test_a_stepper_gives_what_the_whole_gives(call: Call) -> None:
             same(step.state(), (so_far,))
     same(step.state(), (left_n,))
     assert step.state()[0] is state[0]
+
+
+@dataclass
+class Links:
+    """A chain, each stage in the form (convolution or None, its context, what is added, then)."""
+
+    stages: list[tuple[Call | None, np.ndarray | None, str, Any]]
+    buffers: list[np.ndarray]  # those between the stages, the first one the input
+    added: list[np.ndarray]
+
+    def build(self, make: Any) -> tuple[Any, list[np.ndarray]]:
+        """Return the chain, and the buffers that it has."""
+        # Columns of wider arrays, so that rows are not next to each other; the first and the last are the caller's.
+        wide = [np.full((len(b), b.shape[1] + 3), 7, b.dtype) for b in self.buffers]
+        buffers = [w[:, 2 : 2 + b.shape[1]] for w, b in zip(wide, self.buffers, strict=True)]
+        buffers[0], buffers[-1] = (self.buffers[i].copy() for i in (0, -1))
+        stages = []
+        for i, (conv, left, adds, then) in enumerate(self.stages):
+            plus = {"nothing": None, "an array": self.added[i].copy(), "to": buffers[i + 1]}[adds]
+            packed, context = (None, None) if conv is None else (conv.pack(), None if left is None else left.copy())
+            stages.append(Stage(buffers[i], buffers[i + 1], packed, context, plus, then))
+        return make(stages, buffers[0], buffers[-1]), buffers
+
+
+@st.composite
+def chains(draw: Any) -> Links:
+    dtype, batch = draw(st.sampled_from(["float32", "float64"])), draw(st.integers(1, 4))
+    channels = st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 40])
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+
+    def make(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    width = draw(channels) * draw(st.integers(1, 3))
+    stages, buffers, added = [], [make(batch, width)], []
+    for _ in range(draw(st.integers(1, 5))):
+        then = draw(st.sampled_from(["nothing", "relu", "tanh", "gate"]))
+        conv = left = None
+        if draw(st.integers(0, 2)):
+            groups = draw(st.sampled_from([g for g in (1, 2, 3, width) if width % g == 0]))
+            taps, dilation = draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 7]))
+            outputs = groups * draw(channels if groups < width else st.integers(1, 2))
+            outputs *= 2 if then == "gate" and outputs % 2 else 1
+            b = make(outputs) if draw(st.booleans()) else None
+            conv = Call(make(batch, 1, width), make(outputs, width // groups, taps), b, None, dilation, groups, rng)
+            left = make(batch, conv.span, width) if taps > 1 or draw(st.booleans()) else None
+            width = outputs
+        elif then == "gate" and width % 2:
+            then = "tanh"
+        added.append(make(batch, width))
+        adds = draw(st.sampled_from(["nothing", "an array"] + ["to"] * (then != "gate")))
+        stages.append((conv, left, adds, then))
+        width //= 2 if then == "gate" else 1
+        buffers.append(make(batch, width))
+    return Links(stages, buffers, added)
+
+
+@given(chains(), st.integers(0, 2**32))
+def test_a_chain_is_its_stages(links: Links, seed: int) -> None:
+    # The default runs the stages in array code, of the same convolutions.
+    native, buffers = links.build(CYTHON.causal_conv1d_chain)
+    plain, wanted = links.build(lambda *given: ChainOps.causal_conv1d_chain(CYTHON, *given))
+    assert type(native) is not type(plain)
+    rng = np.random.default_rng(seed)
+    for t in range(4):
+        x = rng.standard_normal(buffers[0].shape).astype(buffers[0].dtype)
+        out = np.empty_like(links.buffers[-1]) if t % 2 else None
+        y = native(x, out)
+        assert out is None or y is out
+        same((y,), (plain(x, None),))
+        same(buffers, wanted)
+        assert not np.shares_memory(y, buffers[-1]) and all((b.base is None) or (b.base == 7).any() for b in buffers)
+    same(native.state(), plain.state())
+    assert len(native.state()) == sum(left is not None for _, left, _, _ in links.stages)
+
+
+@pytest.mark.parametrize("then", ["relu", "tanh", "gate"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_stands_between_convolutions_has_numpy_s_bits(then: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    tiny = np.finfo(dtype).tiny
+    special = [0.0, -0.0, np.nan, np.inf, -np.inf, tiny, -tiny, tiny / 4, -tiny / 4, 1e38, -1e38, 1.0, -1.0]
+    x, plus = ((rng.standard_normal((3, 1024)) * 2.0 ** rng.integers(-140, 6, (3, 1024))).astype(dtype) for _ in "xp")
+    x[:, :13], x[0, 13:26], plus[0, 13:26] = special, 0, special
+    x[1, 40:60], plus[1, 40:60] = 2 * tiny, -1.75 * tiny  # their sum is below the smallest normal number
+    shape = (3, 512 if then == "gate" else 1024)
+    for added in (None, plus, -x):
+        results = []
+        for make in (CYTHON.causal_conv1d_chain, lambda *given: ChainOps.causal_conv1d_chain(CYTHON, *given)):
+            source, to = x.copy(), np.empty(shape, dtype)
+            with np.errstate(invalid="ignore"):
+                results.append(make([Stage(source, to, plus=added, then=then)], source, to)(x, None))
+        got, want = (np.where(np.isnan(result), np.nan, result).astype(dtype) for result in results)
+        same((got,), (want,))
+
+
+def test_a_chain_of_large_convolutions_on_several_threads() -> None:
+    rng = np.random.default_rng(0)
+    w = [rng.standard_normal(shape).astype(np.float32) / 30 for shape in ((1024, 512, 2), (512, 512, 1))]
+    x = rng.standard_normal((3, 5, 512)).astype(np.float32)
+    results = []
+    for number in (1, 2, 3):
+        with pyrnn.num_threads(number):
+            calls = [Call(x, one, None, None, 2, 1, rng) for one in w]
+            buffers = [np.zeros((3, 512), np.float32) for _ in range(3)]
+            left = np.zeros((3, 2, 512), np.float32)
+            stages = [
+                Stage(buffers[0], buffers[1], calls[0].pack(), left, then="gate"),
+                Stage(buffers[1], buffers[2], calls[1].pack(), plus=buffers[2], then="tanh"),
+            ]
+            step = CYTHON.causal_conv1d_chain(stages, buffers[0], buffers[2])
+            results.append((*(step(x[:, t], None) for t in range(5)), *step.state()))
+    same(results[1], results[0])
+    same(results[2], results[0])
+
+
+def test_what_a_chain_refuses() -> None:
+    rng = np.random.default_rng(0)
+    packed = Call(rng.standard_normal((2, 5, 4)), rng.standard_normal((6, 4, 2)), None, None, 3, 1, rng).pack()
+    x, left, y = np.zeros((2, 4)), np.zeros((2, 3, 4)), np.zeros((2, 6))
+    wide = np.zeros((2, 12))
+    good = {"source": x, "to": y, "packed": packed, "left": left}
+    step = CYTHON.causal_conv1d_chain([Stage(**good)], x, y)
+    with pytest.raises(ValueError, match=r"x_t: expected float64 of shape \(batch, features\) = \(2, 4\)"):
+        step(np.zeros((2, 5)), None)
+    with pytest.raises(ValueError, match=r"out: expected float64 of shape \(batch, features\) = \(2, 6\)"):
+        step(np.zeros((2, 4)), np.zeros((2, 4)))
+    for changes, message in (
+        ({"source": x.astype(np.float32)}, r"source of shape \(2, 4\)"),
+        ({"source": np.zeros((2, 5))}, r"source of shape \(2, 4\)"),
+        ({"to": np.zeros((1, 6))}, r"to of shape \(2, 6\)"),
+        ({"to": wide[:, ::2]}, r"to of shape \(2, 6\), channels side by side"),
+        ({"to": np.zeros((2, 5))}, "to of 6 channels, got 5"),
+        ({"then": "gate"}, "to of 6 channels, got 12"),
+        ({"plus": np.zeros((2, 4))}, r"plus of shape \(2, 6\)"),
+        ({"packed": None, "left": None}, r"source of shape \(2, 6\)"),
+    ):
+        with pytest.raises(ValueError, match=f"stages: expected {message}"):
+            CYTHON.causal_conv1d_chain([Stage(**{**good, **changes})], x, y)
+    with pytest.raises(ValueError, match=r"state: expected left of shape \(B, 3, 4\) of the weights' dtype"):
+        CYTHON.causal_conv1d_chain([Stage(**{**good, "left": None})], x, y)
 
 
 @given(calls(), st.sampled_from(LAYOUTS))

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-import pyrnn
 
 sys.path.insert(0, str(Path(__file__).with_name("cuda")))
 
-import emulator  # noqa: E402
-import fake_cupy  # noqa: E402
+import emulator
+import fake_cupy
 
 pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
 

@@ -325,6 +325,56 @@ def test_a_stream_is_predict(dtype: str, data: Any, batch: int, time: int, into:
     agree(stream.step(x[:, 0]), y[:, 0])
 
 
+def bits(array: Any) -> bytes:
+    """The bits of an array, but for what a NaN has beside being one."""
+    return bytes(np.where(np.isnan(array), np.nan, array).astype(array.dtype).tobytes())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+@given(data=st.data(), batch=st.integers(1, 3), silent=st.booleans(), seed=SEEDS)
+def test_a_step_has_the_bits_of_the_whole(dtype: str, data: Any, batch: int, silent: bool, seed: int) -> None:
+    if not exact():
+        pytest.skip("this backend doesn't claim it")
+    model = data.draw(st.one_of(tcns(dtype), wavenets(dtype))).eval()
+    if silent:  # numbers near the smallest then come through to the end
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.uniform_(parameter, 0, 0, rng=0)
+    tiny = np.finfo(dtype).tiny
+    x = inputs(model, batch, 9, seed)
+    special = st.sampled_from([0.0, -0.0, np.nan, np.inf, -np.inf, 1e30, tiny, 1.3 * tiny, tiny / 8, -tiny / 3])
+    for index in data.draw(st.lists(st.integers(0, x.size - 1), max_size=8)):
+        x.flat[index] = data.draw(special)
+    if data.draw(st.booleans()):
+        x = (x * tiny).astype(dtype)
+    stream = model.freeze().stream(batch)
+    got = np.stack([stream.step(x[:, t]) for t in range(9)], axis=1)
+    assert bits(got) == bits(model.freeze().run(x)[0]) == bits(model.predict(x)[0]) == bits(model(x)[0].data)
+
+
+def test_a_step_takes_any_layout_and_may_write_over_its_input() -> None:
+    for layer in (nn.TCN(4, [4], 2, rng=0), nn.TCN(4, [5, 4], 3, rng=0), small_wavenet(4, 4, rng=0)):
+        x = inputs(layer, 3, 6)
+        y = layer.predict(x)[0]
+        stream = layer.freeze().stream(3)
+        agree(stream.step(np.asfortranarray(x[:, 0])), y[:, 0])
+        backwards = np.ascontiguousarray(x[::-1, 1, ::-1])[::-1, ::-1]
+        agree(stream.step(backwards), y[:, 1])
+        bare = np.zeros(3 * 4 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(3, 4)
+        bare[...] = x[:, 2]
+        agree(stream.step(bare), y[:, 2])
+        rows = np.zeros((4, 4), np.float32)
+        rows[:3] = x[:, 3]
+        agree(stream.step(rows[:3], rows[1:]), y[:, 3])
+        same = x[:, 4].copy()
+        assert stream.step(same, same) is same
+        agree(same, y[:, 4])
+        locked = x[:, 5].copy()
+        locked.flags.writeable = False
+        agree(stream.step(locked), y[:, 5])
+
+
 def test_a_stream_s_outputs_and_states_are_the_caller_s() -> None:
     for layer in small():
         x = inputs(layer, 2, 3)
@@ -535,8 +585,9 @@ def test_initialisation() -> None:
             assert not np.array_equal(other.state_dict()[name], array)
 
 
-def small_wavenet(**options: Any) -> nn.WaveNet:
-    return nn.WaveNet(2, residual_channels=3, skip_channels=4, output_size=2, num_layers=2, **options)
+def small_wavenet(input_size: int = 2, output_size: int = 2, **options: Any) -> nn.WaveNet:
+    sizes = {"residual_channels": 3, "skip_channels": 4, "output_size": output_size, "num_layers": 2}
+    return nn.WaveNet(input_size, **sizes, **options)
 
 
 # --- copies and files ---------------------------------------------------------------------------------------------

@@ -7,15 +7,19 @@ import cupy
 from pyrnn import Backend
 from pyrnn.backend import Claim
 
+from .attention import AttentionOps
 from .basic import BasicOps
 from .conv import ConvOps
 from .recurrent import RecurrentOps
 from .update import UpdateOps
 
-OPS = ("rnn", "lstm", "gru", "causal_conv1d", "linear", "layer_norm", "softmax", "embedding", "cross_entropy")
+OPS = (
+    "rnn", "lstm", "gru", "attention", "additive_attention", "multiplicative_attention", "causal_conv1d",
+    "linear", "layer_norm", "softmax", "embedding", "cross_entropy",
+)  # fmt: skip
 
 
-class CupyBackend(RecurrentOps, ConvOps, BasicOps, UpdateOps, Backend):
+class CupyBackend(RecurrentOps, AttentionOps, ConvOps, BasicOps, UpdateOps, Backend):
     """CUDA kernels on CuPy arrays, forward and backward, in float32 and float64, on the current device and stream."""
 
     name = "cupy"

@@ -68,7 +68,7 @@ class UpdateOps:
     def dropout_factors(
         self, shape: tuple[int, ...], dtype: Any, p: float, generator: np.random.Generator, xp: Any = cupy
     ) -> Any:
-        """Return 0 with probability p, and else 1 / (1 - p): drawn on the device, by a seed from the generator."""
+        """Return 0 with probability p, else 1 / (1 - p): drawn on the device, by a seed that the generator gives."""
         factors = cupy.empty(shape, dtype)
         low, high = generator.integers(2**32, size=2, dtype=np.uint64).astype(np.uint32)
         scale = dtype.type(0 if p == 1 else 1 / (1 - p))

@@ -5,7 +5,8 @@ import numpy as np
 
 from pyrnn._core.memory cimport huge_empty, new_empty
 from pyrnn._core.runtime cimport (
-    PYRNN_SHARED_FROM, data_of, input_of, is_double, pyrnn_conv, step_output, stride_of, table, threads,
+    PYRNN_GATE, PYRNN_NOTHING, PYRNN_RELU, PYRNN_TANH, copy_matrix, data_of, has_rows, input_of, is_double, loop_of, pyrnn_conv,
+    pyrnn_loop, pyrnn_stage, step_output, stride_of, table, threads,
 )
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -13,7 +14,7 @@ from libc.string cimport memset
 
 cdef object with_channels_last(object array):
     """Return an array whose last axis is contiguous; numpy says nothing of the stride of an axis of one."""
-    if array is None or array.strides[array.ndim - 1] == array.itemsize or array.size == 0:
+    if array is None or array.size == 0 or stride_of(array, array.ndim - 1) == 1:
         return array
     return np.ascontiguousarray(array)
 
@@ -94,7 +95,6 @@ cdef class Stepper:
     cdef object left, dtype, workspace, ring
     cdef list keep
     cdef pyrnn_conv p
-    cdef bint small
 
     def __init__(self, PackedConv packed not None, tuple state):
         cdef pyrnn_conv *p = &self.p
@@ -110,10 +110,10 @@ cdef class Stepper:
         self.ring = np.empty((packed.span + 1, p.B, p.I), self.dtype)
         self.ring[: packed.span] = self.left.swapaxes(0, 1)
         p.ring, p.now = data_of(self.ring), packed.span
-        self.small = 2 * p.B * p.O * (p.I // p.groups) * p.K < PYRNN_SHARED_FROM
-        p.threads = 1 if self.small else threads()
-        self.workspace = np.empty(table().conv_workspace[packed.kind](p, 0), np.uint8)
+        p.threads = threads()
+        self.workspace = np.empty(table().conv_plan_step[packed.kind](p, NULL), np.uint8)
         p.workspace = data_of(self.workspace)
+        table().conv_plan_step[packed.kind](p, p.workspace)
 
     def __call__(self, x, out):
         cdef pyrnn_conv *p = &self.p
@@ -124,7 +124,6 @@ cdef class Stepper:
         with nogil:
             table().conv_step[kind](p)
         self.keep.pop()
-        p.now = 0 if p.now == self.packed.span else p.now + 1
         return out
 
     def state(self):
@@ -133,6 +132,80 @@ cdef class Stepper:
         order = np.arange(self.p.now + 1, self.p.now + 1 + span) % (span + 1)
         self.left[...] = self.ring[order].swapaxes(0, 1)
         return (self.left,)
+
+
+cdef dict THEN = {"nothing": PYRNN_NOTHING, "relu": PYRNN_RELU, "tanh": PYRNN_TANH, "gate": PYRNN_GATE}
+cdef pyrnn_loop[2] tanh_loops
+tanh_loops[0], tanh_loops[1] = loop_of(np.tanh, 0), loop_of(np.tanh, 1)
+
+
+cdef void *rows_of(str name, object array, int kind, ptrdiff_t batch, ptrdiff_t width, ptrdiff_t *row) except NULL:
+    """Return where a stage's array lies, and how far its rows are apart."""
+    if not has_rows(array, kind, batch, width):
+        raise ValueError(f"stages: expected {name} of shape ({batch}, {width}), channels side by side")
+    row[0] = stride_of(array, 0)
+    return data_of(array)
+
+
+cdef class Chain:
+    """Stages that run in one call, of which all is described before; see `pyrnn.backend.Stage`."""
+
+    cdef list steppers, held
+    cdef tuple given
+    cdef object x, y, scratch, memory
+    cdef pyrnn_stage *stages
+    cdef ptrdiff_t count, batch, inputs, outputs
+    cdef int kind
+
+    def __init__(self, stages, x, y):
+        cdef pyrnn_stage *s
+        cdef Stepper stepper
+        cdef ptrdiff_t number, width
+        self.kind, self.x, self.y = is_double(x), x, y
+        self.batch, self.inputs = x.shape
+        self.outputs = y.shape[1]
+        self.steppers, self.held, self.given = [], [], tuple(stages)
+        widths = [stage.to.shape[1] * (2 if stage.then == "gate" else 1) for stage in stages]
+        self.scratch = new_empty((len(x), max(widths)), x.dtype)
+        self.count = len(stages)
+        self.memory = np.zeros(self.count * sizeof(pyrnn_stage), np.uint8)
+        self.stages = <pyrnn_stage *>data_of(self.memory)
+        for number, stage in enumerate(stages):
+            s = &self.stages[number]
+            width = widths[number]
+            s.B, s.N, s.then = len(x), stage.to.shape[1], THEN[stage.then]
+            s.to = rows_of("to", stage.to, self.kind, s.B, s.N, &s.to_row)
+            if stage.plus is not None:
+                s.plus = rows_of("plus", stage.plus, self.kind, s.B, width, &s.plus_row)
+            s.sum, s.sum_row = s.to, s.to_row
+            if s.then == PYRNN_GATE:
+                s.sum, s.sum_row = data_of(self.scratch), width
+            if stage.packed is None:
+                s.value = rows_of("source", stage.source, self.kind, s.B, width, &s.value_row)
+                continue
+            left = np.empty((s.B, 0, stage.source.shape[1]), x.dtype) if stage.left is None else stage.left
+            stepper = Stepper(stage.packed, (left,))
+            if stepper.packed.kind != self.kind or stepper.p.O != width or stepper.p.B != s.B:
+                raise ValueError(f"stages: expected to of {stepper.p.O} channels, got {width}")
+            s.conv = &stepper.p
+            s.conv.x.data = rows_of("source", stage.source, self.kind, s.B, stepper.p.I, &s.conv.x.stride[0])
+            s.conv.y, s.conv.y_row = data_of(self.scratch), width
+            s.value, s.value_row = s.conv.y, width
+            self.steppers.append(stepper)
+            if stage.left is not None:
+                self.held.append(stepper)
+
+    def __call__(self, x, out):
+        out = step_output(x, out, self.kind, self.batch, self.inputs, self.outputs)
+        copy_matrix(self.x, x)
+        with nogil:
+            table().conv_chain[self.kind](self.stages, self.count, &tanh_loops[self.kind])
+        copy_matrix(out, self.y)
+        return out
+
+    def state(self):
+        """Write the contexts into the arrays that the stages began with, and return these."""
+        return tuple([stepper.state()[0] for stepper in self.held])
 
 
 class ConvOps:
@@ -156,6 +229,9 @@ class ConvOps:
         outputs(&p, y, left_n)
         call(&p, packed.kind, False)
         return y, new
+
+    def causal_conv1d_chain(self, stages, x, y):
+        return Chain(stages, x, y)
 
     def causal_conv1d_forward(self, arrays, config, *, needs=None):
         cdef pyrnn_conv p

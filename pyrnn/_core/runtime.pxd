@@ -125,6 +125,26 @@ cdef extern from "pyrnn_kernels.h" nogil:
         void *db
         void *dleft
 
+    enum pyrnn_then:
+        PYRNN_NOTHING
+        PYRNN_RELU
+        PYRNN_TANH
+        PYRNN_GATE
+
+    ctypedef struct pyrnn_stage:
+        pyrnn_conv *conv
+        ptrdiff_t B, N
+        int then
+        const void *value
+        const void *plus
+        void *sum
+        void *to
+        ptrdiff_t value_row, plus_row, sum_row, to_row
+
+    ctypedef struct pyrnn_loop:
+        void (*call)(char **, const ptrdiff_t *, const ptrdiff_t *, void *) noexcept nogil
+        void *data
+
     ctypedef struct pyrnn_cross_entropy:
         ptrdiff_t M, C
         int threads
@@ -205,7 +225,9 @@ cdef extern from "pyrnn_kernels.h" nogil:
         size_t (*conv_workspace[2])(const pyrnn_conv *, int) noexcept nogil
         size_t (*conv_pack[2])(const pyrnn_conv *, void *) noexcept nogil
         void (*conv_forward[2])(const pyrnn_conv *) noexcept nogil
-        void (*conv_step[2])(const pyrnn_conv *) noexcept nogil
+        size_t (*conv_plan_step[2])(const pyrnn_conv *, void *) noexcept nogil
+        void (*conv_step[2])(pyrnn_conv *) noexcept nogil
+        void (*conv_chain[2])(const pyrnn_stage *, ptrdiff_t, const pyrnn_loop *) noexcept nogil
         void (*conv_backward[2])(const pyrnn_conv *) noexcept nogil
         void (*tanh[2])(const void *, void *, ptrdiff_t) noexcept nogil
         void (*sigmoid[2])(const void *, void *, ptrdiff_t) noexcept nogil
@@ -234,6 +256,9 @@ cdef int is_double(object array) except -1
 cdef object contiguous(object array)
 cdef void *data_of(object array) except? NULL
 cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1
+cdef bint has_rows(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1
+cdef int copy_matrix(object to, object array) except -1
+cdef pyrnn_loop loop_of(object function, int kind) except *
 cdef object new_matrix(int kind, ptrdiff_t rows, ptrdiff_t columns)
 cdef object step_output(object x, object out, int kind, ptrdiff_t batch, ptrdiff_t inputs, ptrdiff_t outputs)
 cdef ptrdiff_t stride_of(object array, int axis) except? -1

@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 cimport numpy as cnp
+from libc.string cimport memmove
 
 from pyrnn import threads as _threads
 
@@ -111,6 +112,34 @@ cdef bint is_matrix(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) e
         and cnp.PyArray_DIM(<cnp.ndarray>array, 1) == columns
         and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>array)
     )
+
+
+cdef bint has_rows(object array, int kind, ptrdiff_t rows, ptrdiff_t columns) except -1:
+    """Tell whether an object is such a matrix, of which the elements of a row lie side by side on their own boundaries."""
+    return (
+        is_matrix(array, kind, rows, columns)
+        and cnp.PyArray_ISBEHAVED_RO(<cnp.ndarray>array)
+        and (columns <= 1 or stride_of(array, 1) == 1)
+    )
+
+
+cdef int copy_matrix(object to, object array) except -1:
+    """Copy a matrix into another one of its shape and kind; numpy takes longer over a small one than a step does."""
+    if cnp.PyArray_ISCARRAY(<cnp.ndarray>to) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array):
+        memmove(data_of(to), data_of(array), cnp.PyArray_NBYTES(<cnp.ndarray>to))
+    else:
+        to[...] = array
+    return 0
+
+
+cdef pyrnn_loop loop_of(object function, int kind) except *:
+    """Return the inner loop with which numpy runs a function of one argument on floats of this kind: it needs no GIL."""
+    cdef pyrnn_loop loop
+    cdef cnp.ufunc of = function
+    cdef int i = function.types.index("d->d" if kind else "f->f")
+    loop.call = <void (*)(char **, const ptrdiff_t *, const ptrdiff_t *, void *) noexcept nogil><void *>of.functions[i]
+    loop.data = of.data[i]
+    return loop
 
 
 FLOATS = ("float32", "float64")

@@ -172,7 +172,7 @@ class Batches(Loader[tuple[Array, ...]]):
         drop_last: bool = False,
     ) -> None:
         super().__init__(shuffle=shuffle, rng=rng)
-        self._arrays = tuple(array if _on_gpu(array) else np.asarray(array) for array in arrays)
+        self._arrays = tuple(_kept(array) for array in arrays)
         if not self._arrays:
             raise ValueError("arrays: expected at least one, got none")
         for i, array in enumerate(self._arrays):
@@ -207,6 +207,10 @@ class Batches(Loader[tuple[Array, ...]]):
 
 def _on_gpu(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def _kept(array: Any) -> Any:
+    return array if _on_gpu(array) else np.asarray(array)
 
 
 def _rows(array: Any, index: IntArray) -> Any:

@@ -15,7 +15,7 @@ from ..backend import choose
 from ..ops.conv import CAUSAL_CONV1D, causal_conv1d
 from . import init
 from ._checks import check_array, check_dtype
-from .frozen import Kept, Part, Step, held
+from .frozen import Part, Step
 from .init import Seed
 from .module import Parameter, SequenceLayer, Shapes, registered
 
@@ -249,6 +249,10 @@ class FrozenContexts(Part):
         if state is not None:
             check_contexts(state, self.contexts, batch, self.dtype)
 
+    def buffer(self, state: tuple[Any, ...], channels: int) -> Any:
+        """Return a buffer of a chain, zeros, of as many rows as the state has."""
+        return self.backend.xp.zeros((len(state[0]), channels), self.dtype)
+
     def check_input(self, symbols: str, x: Any) -> None:
         if x.ndim != 3 or x.shape[2] != self.in_features or x.dtype != self.dtype:
             check_array("x", x, symbols, {symbols.rpartition(" ")[2]: self.in_features}, self.dtype)
@@ -271,25 +275,4 @@ class FrozenConv(FrozenContexts):
         return y, after
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        stepper = getattr(self.packed, "stepper", None)
-        if stepper is not None:
-            own: Step = stepper(state)
-            return own
-        shape = (len(state[0]), self.out_features)
-
-        def step(x: Any, out: Any) -> Any:
-            if out is None:
-                out = self.backend.xp.empty(shape, self.dtype)
-            self._run_op(self.packed, x[:, None], state, out=(out[:, None], state))
-            return out
-
-        return step
-
-
-def keeping(run: Step, convolutions: Sequence[Step], state: tuple[Any, ...]) -> Kept:
-    """Return a step made of those of convolutions, each begun at one leaf of the state, that can tell its state."""
-
-    def gather() -> tuple[Any, ...]:
-        return tuple(leaf for step, left in zip(convolutions, state, strict=True) for leaf in held(step, (left,)))
-
-    return Kept(run, gather)
+        return self.backend.stepper("causal_conv1d", self.packed, state, self.out_features)

@@ -140,7 +140,8 @@ class FrozenRecurrent(Part):
         self, name: str, backend: Any, op: str, layers: Sequence[Sequence[Any]], start: Sequence[Any],
         leaves: tuple[str, ...], in_features: int, hidden_size: int,
     ) -> None:  # fmt: skip
-        self.name, self.backend, self.layers, self.start, self.leaves = name, backend, layers, start, leaves
+        self.name, self.backend, self.op = name, backend, op
+        self.layers, self.start, self.leaves = layers, start, leaves
         self._run_op: Any = getattr(backend, f"{op}_run")
         self.in_features, self.hidden_size = in_features, hidden_size
         self.shape, self.dtype = start[0].shape, start[0].dtype
@@ -191,23 +192,8 @@ class FrozenRecurrent(Part):
 
     def step(self, state: tuple[Any, ...]) -> Step:
         views = [tuple(leaf[:, index] for leaf in state) for index in range(len(self.layers))]
-        return _chain([self._layer_step(packed, view) for (packed,), view in zip(self.layers, views, strict=True)])
-
-    def _layer_step(self, packed: Any, state: tuple[Any, ...]) -> Step:
-        """Return the step of one layer: the backend's own where it has one."""
-        stepper = getattr(packed, "stepper", None)
-        if stepper is not None:
-            own: Step = stepper(state)
-            return own
-        shape = state[0].shape
-
-        def step(x: Any, out: Any) -> Any:
-            if out is None:
-                out = self.backend.xp.empty(shape, self.dtype)
-            self._run_op(packed, x[:, None], state, out=(out[:, None], state))
-            return out
-
-        return step
+        stepper, op, width = self.backend.stepper, self.op, self.hidden_size
+        return _chain([stepper(op, packed, view, width) for (packed,), view in zip(self.layers, views, strict=True)])
 
     def blocking(self) -> Iterator[str]:
         if not self.streamable:
@@ -389,11 +375,7 @@ class Stream:
         TypeError, ValueError
             ``x_t`` or ``out`` of the wrong kind, dtype or shape. The state is as before then.
         """
-        try:
-            fits = x_t.dtype == self._dtype and x_t.shape == self._shape
-        except AttributeError:
-            fits = False
-        if not fits or type(x_t) is not self._array_type:
+        if type(x_t) is not self._array_type or x_t.shape != self._shape or x_t.dtype != self._dtype:
             self._check_input(x_t)
         if out is not None:
             self._check_output(out, x_t)

@@ -10,9 +10,10 @@ import numpy as np
 
 from .._checks import check_choice, check_count, check_flag, type_name
 from ..autograd import Tensor, functions
+from ..backend import Stage
 from ._checks import check_array, check_dtype, check_probability
 from ._sequence import blank, padding_of
-from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv, keeping
+from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv
 from .frozen import Part, Step, into
 from .init import Seed
 from .layers import as_tensor
@@ -228,50 +229,38 @@ class FrozenTCN(FrozenContexts):
 
     def run(self, x: Any, state: Any, lengths: Any, out: Any = None) -> tuple[Any, Any]:
         self.check_input("B T I", x)
-        activate = self._activation()
+        xp = self.backend.xp
         if lengths is not None:
             x = blank(x, padding_of(x, lengths))
         lefts: Any = (None,) * len(self.contexts) if state is None else state
         new: list[Any] = []
+
+        def activate(y: Any) -> Any:
+            return xp.tanh(y, out=y) if self.activation == "tanh" else xp.maximum(y, 0, out=y)
+
         for block in self.blocks:
             y = x
             for conv in block.convs:
                 left = lefts[len(new)]
                 y, after = conv.run(y, None if left is None else (left,), lengths)
-                activate(y, y)
+                activate(y)
                 new += after
             y += x if block.downsample is None else block.downsample.run(x, None, lengths)[0]
-            x = activate(y, y)
+            x = activate(y)
         return into(out, x), tuple(new)
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        xp, batch, activate = self.backend.xp, len(state[0]), self._activation()
-        add = xp.add
-        convs: list[Step] = []
-        walk = []
+        lefts, then = iter(state), self.activation
+        first = x = self.buffer(state, self.in_features)
+        stages = []
         for block in self.blocks:
-            first, second = (conv.step((state[len(convs) + i],)) for i, conv in enumerate(block.convs))
-            down = None if block.downsample is None else block.downsample.step(block.downsample.initial_state(batch))
-            walk.append((first, second, down, *(xp.empty((batch, block.width), self.dtype) for _ in range(3))))
-            convs += [first, second]
-
-        def step(x: Any, out: Any) -> Any:
-            for first, second, down, hidden, y, shortcut in walk:
-                activate(first(x, hidden), hidden)
-                activate(second(hidden, y), y)
-                add(y, x if down is None else down(x, shortcut), y)
-                x = activate(y, y)
-            if out is None:
-                return x.copy()
-            out[...] = x
-            return out
-
-        return keeping(step, convs, state)
-
-    def _activation(self) -> Step:
-        """Return the activation as a function that writes where it is told to."""
-        xp = self.backend.xp
-        if self.activation == "tanh":
-            return lambda x, out: xp.tanh(x, out=out)
-        zero = xp.zeros((), self.dtype)  # numpy takes longer over a number than over an array
-        return lambda x, out: xp.maximum(x, zero, out=out)
+            hidden, y, after = (self.buffer(state, block.width) for _ in range(3))
+            conv1, conv2 = (conv.packed for conv in block.convs)
+            shortcut = None if block.downsample is None else block.downsample.packed
+            stages += [
+                Stage(x, hidden, conv1, next(lefts), then=then),
+                Stage(hidden, y, conv2, next(lefts), then=then),
+                Stage(x, after, shortcut, plus=y, then=then),
+            ]
+            x = after
+        return self.backend.causal_conv1d_chain(stages, first, x)

@@ -384,6 +384,10 @@ class Transformer(SequenceLayer):
         final_norm: bool | None = None,
         **options: Unpack[TransformerOptions],
     ) -> None:
+        if "causal" in options:
+            raise TypeError(
+                "causal: a Transformer always is; a stack that is not is a Sequential of TransformerEncoderLayers"
+            )
         options["rng"] = np.random.default_rng(options.get("rng"))
         self.layers = [
             TransformerEncoderLayer(d_model, nhead, dim_feedforward, causal=True, **options)

@@ -9,8 +9,9 @@ import numpy as np
 
 from .._checks import check_count, check_flag
 from ..autograd import Tensor, functions
+from ..backend import Stage
 from ._checks import check_array, check_dtype
-from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv, keeping
+from .conv import CausalConv1d, Convolutional, FrozenContexts, FrozenConv
 from .frozen import Part, Step, into
 from .init import Seed
 from .module import Module, Shapes, registered
@@ -224,38 +225,22 @@ class FrozenWaveNet(FrozenContexts):
         return into(out, skips), new
 
     def step(self, state: tuple[Any, ...]) -> Step:
-        xp, batch, dtype = self.backend.xp, len(state[0]), self.dtype
-        add, multiply, tanh, maximum = xp.add, xp.multiply, xp.tanh, xp.maximum
-        zero, one = xp.zeros((), dtype), xp.ones((), dtype)  # numpy takes longer over a number than over an array
-
-        def alone(conv: FrozenConv) -> Step:
-            return conv.step(conv.initial_state(batch))
-
-        # The residual and the skips stand side by side, so that one addition serves both.
-        flow = xp.zeros((batch, self.residual + self.skip), dtype)
-        x_residual, skips = flow[:, : self.residual], flow[:, self.residual :]
-        begin = self.input.step((state[0],))
-        convs, walk = [begin], []
+        first = self.buffer(state, self.in_features)
+        # The residual and the skips stand side by side, so that one addition serves both. The first skips stay zeros.
+        flow = self.buffer(state, self.residual + self.skip)
+        stages = [Stage(first, flow[:, : self.residual], self.input.packed, state[0])]
         for (dilated, res_skip), left in zip(self.layers, state[1:], strict=True):
-            convs.append(dilated.step((left,)))
-            z = xp.empty((batch, 2 * self.residual), dtype)
-            signal, gate = z[:, : self.residual], z[:, self.residual :]
-            added = xp.empty((batch, res_skip.out_features), dtype)
-            total = flow if res_skip.out_features > self.skip else skips
-            walk.append((convs[-1], z, signal, gate, xp.empty_like(signal), alone(res_skip), added, total))
-        head, last = map(alone, self.head)
-        rectified, hidden = (xp.empty((batch, self.skip), dtype) for _ in range(2))
-
-        def step(x: Any, out: Any) -> Any:
-            begin(x, x_residual)
-            skips.fill(0)
-            for dilated, z, signal, gate, h, res_skip, added, total in walk:
-                dilated(x_residual, z)
-                tanh(z, z)
-                add(gate, one, gate)
-                multiply(signal, gate, h)
-                add(total, res_skip(h, added), total)
-            head(maximum(skips, zero, out=rectified), hidden)
-            return last(maximum(hidden, zero, out=hidden), out)
-
-        return keeping(step, convs, state)
+            h, after = self.buffer(state, self.residual), self.buffer(state, res_skip.out_features)
+            stages += [
+                Stage(flow[:, : self.residual], h, dilated.packed, left, then="gate"),
+                Stage(h, after, res_skip.packed, plus=flow[:, -res_skip.out_features :]),
+            ]
+            flow = after
+        head, last = self.head
+        rectified, hidden, y = (self.buffer(state, width) for width in (self.skip, self.skip, self.out_features))
+        stages += [
+            Stage(flow, rectified, then="relu"),
+            Stage(rectified, hidden, head.packed, then="relu"),
+            Stage(hidden, y, last.packed),
+        ]
+        return self.backend.causal_conv1d_chain(stages, first, y)

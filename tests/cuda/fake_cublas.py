@@ -1,4 +1,4 @@
-"""A stand-in for the one function of cuBLAS that the plugin calls, on addresses, with cuBLAS's own demands on its sizes."""
+"""A stand-in for the one function of cuBLAS that the plugin calls, on addresses, with cuBLAS's demands on sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def gemmStridedBatchedEx(
     ValueError
         A size or a leading dimension that cuBLAS refuses.
     """
-    if min(m, n, k, batchCount) < 0 or lda < max(1, k if transa else m) or ldb < max(1, n if transb else k) or ldc < max(1, m):
+    least = (k if transa else m, n if transb else k, m)
+    if min(m, n, k, batchCount) < 0 or any(
+        given < max(1, rows) for given, rows in zip((lda, ldb, ldc), least, strict=True)
+    ):
         raise ValueError(f"CUBLAS_STATUS_INVALID_VALUE: {m=} {n=} {k=} {transa=} {transb=} {lda=} {ldb=} {ldc=}")
     if not Atype == Btype == Ctype or (computeType == CUBLAS_COMPUTE_64F) != (Atype == 1):
         raise ValueError(f"CUBLAS_STATUS_NOT_SUPPORTED: {Atype=} {Btype=} {Ctype=} {computeType=}")

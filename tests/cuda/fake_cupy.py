@@ -946,7 +946,9 @@ module = _Module(
     random=_Module("cupy.random", np.random, default_rng=_Generator),
 )  # fmt: skip
 _cupyx = _Module("cupyx", scatter_add=lambda a, index, value: module.add.at(a, index, value))
-_parts_of_it = (module, _cuda, _cuda.device, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx)
+_parts_of_it = (
+    module, _cuda, _cuda.device, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx
+)  # fmt: skip
 MODULES = {part.__name__: part for part in _parts_of_it}
 
 

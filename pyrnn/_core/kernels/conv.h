@@ -809,13 +809,22 @@ static void F(conv_forward)(const pyrnn_conv *p) {
     team_run(plan.threads, plan.brief, F(conv_forward_work), &plan);
 }
 
-static void F(conv_step)(const pyrnn_conv *p) {
-    F(conv_plan) plan;
+/* The plan of all steps stands first in their workspace: it takes about as long to make as a small step. */
+static size_t F(conv_plan_step)(const pyrnn_conv *p, void *workspace) {
+    F(conv_plan) counted;
+    arena_t arena = {workspace, workspace ? 0 : 64};
+    F(conv_plan) *plan = take(&arena, sizeof *plan);
+    F(plan_conv)(workspace ? plan : &counted, p, &arena, 0);
+    return arena.used;
+}
+
+static void F(conv_step)(pyrnn_conv *p) {
     arena_t arena = {p->workspace, 0};
-    F(plan_conv)(&plan, p, &arena, 0);
+    F(conv_plan) *plan = take(&arena, sizeof *plan);
     for (ptrdiff_t b = 0; b < p->B; b++)
         memcpy((REAL *)p->ring + (p->now * p->B + b) * p->I, F(at)(&p->x, b, 0, 0), (size_t)p->I * sizeof(REAL));
-    team_run(plan.threads, plan.brief, F(conv_step_work), &plan);
+    team_run(plan->threads, plan->brief, F(conv_step_work), plan);
+    p->now = p->now == plan->span ? 0 : p->now + 1;
 }
 
 static void F(conv_backward)(const pyrnn_conv *p) {

@@ -16,4 +16,5 @@
 #include "alignment.h"
 #include "embedding.h"
 #include "conv.h"
+#include "chain.h"
 #include "update.h"

@@ -122,7 +122,8 @@ typedef struct {
     void *left_n;                /* may be left itself */
     ptrdiff_t left_row, left_step;
 
-    /* one step: the last inputs [span + 1][B][I], span = (K - 1)·dilation; x, (B, I) here, takes the slot `now` in it */
+    /* one step: the last inputs [span + 1][B][I], span = (K - 1)·dilation; x, (B, I) here, takes the slot `now` in it, which
+       then is the next one */
     void *ring;
     ptrdiff_t now;
 
@@ -130,6 +131,25 @@ typedef struct {
     pyrnn_in dy, dleft_n;
     void *dx, *dw, *db, *dleft;
 } pyrnn_conv;
+
+/* What a stage of a chain does with its sum; the gate: tanh of all of it, of which it gives u·(1 + v) for its halves u, v. */
+enum pyrnn_then { PYRNN_NOTHING, PYRNN_RELU, PYRNN_TANH, PYRNN_GATE };
+
+/* One stage of a chain on B rows of N outputs: to = then(value + plus). The last axis of all has stride 1. */
+typedef struct {
+    pyrnn_conv *conv; /* takes its step first, and writes the value; or NULL */
+    ptrdiff_t B, N;
+    int then; /* enum pyrnn_then */
+    const void *value, *plus; /* plus: NULL where there is none */
+    void *sum, *to;           /* sum, of value and plus: `to` itself, or 2·N columns elsewhere, perhaps the value's, for a gate */
+    ptrdiff_t value_row, plus_row, sum_row, to_row; /* elements from one row to the next */
+} pyrnn_stage;
+
+/* An inner loop of numpy's: args are input and output, steps are bytes from one element to the next. */
+typedef struct {
+    void (*call)(char **args, const ptrdiff_t *n, const ptrdiff_t *steps, void *data);
+    void *data;
+} pyrnn_loop;
 
 /* loss = log Σ e^logits - logits[target] on M rows of C classes, forward or backward; contiguous. */
 typedef struct {
@@ -213,7 +233,9 @@ typedef struct {
     size_t (*conv_workspace[2])(const pyrnn_conv *, int backward);
     size_t (*conv_pack[2])(const pyrnn_conv *, void *packed); /* bytes; NULL only counts */
     void (*conv_forward[2])(const pyrnn_conv *);
-    void (*conv_step[2])(const pyrnn_conv *); /* on packed weights */
+    size_t (*conv_plan_step[2])(const pyrnn_conv *, void *workspace); /* bytes; NULL only counts */
+    void (*conv_step[2])(pyrnn_conv *); /* on packed weights, in a workspace that has the plan of its steps */
+    void (*conv_chain[2])(const pyrnn_stage *, ptrdiff_t n, const pyrnn_loop *tanh);
     void (*conv_backward[2])(const pyrnn_conv *);
     void (*tanh[2])(const void *x, void *y, ptrdiff_t n);
     void (*sigmoid[2])(const void *x, void *y, ptrdiff_t n);
