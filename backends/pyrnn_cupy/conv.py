@@ -94,15 +94,13 @@ class Call:
         self.elementwise("lay_out", out.size, *sequences.arguments(), np.int32(self.batch), np.int64(rows), out)
         return out
 
-    def convolve(
-        self, sequences: Sequences, w: Any, bias: Any = None, *, last: Any = None, masked: bool, rows: int, outputs: int
-    ) -> Any:
+    def convolve(self, sequences: Sequences, w: Any, bias: Any = None, *, masked: bool, rows: int, outputs: int) -> Any:
         """Return (B, rows, outputs) by the kernels of ``tiles.cu`` and ``conv.cu``, of weights as they take them."""
         batch, channels = self.batch, sequences.x.shape[2]
         out = cupy.empty((batch, rows, outputs), self.dtype)
         if not out.size:
             return out
-        ends = (given(bias), given(last), np.int64(self.span), np.int32(masked), np.int64(rows))
+        ends = (given(bias), np.int32(masked), np.int64(rows))
         numbers = (np.int32(self.taps), np.int64(self.dilation), w, *ends)
         if self.way == DEPTHWISE:
             fans = (np.int32(max(1, channels // outputs)), np.int32(max(1, outputs // channels)))
@@ -212,51 +210,62 @@ def _forward(arrays: Any, config: Any, keep: bool) -> tuple[Any, Any]:
     return (y, call.last_rows(sequences)), Saved(call, sequences, whole, arrays.w) if keep else None
 
 
-def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
+def _back_by_kernels(saved: Saved, dy: Any, weights_too: bool, inputs_too: bool) -> tuple[Any, Any]:
+    """Return the gradients of the weights and of the whole, None where not wanted."""
+    call, sequences, _, w = saved
+    dw = d_whole = None
+    if weights_too and w.size:
+        dw = cupy.ascontiguousarray(call.weight_gradient(sequences, dy))
+    if inputs_too:
+        steps, turned = Sequences(dy, None, sequences.lengths, call.span), call.kernel_weights(w, turned=True)
+        d_whole = call.convolve(steps, turned, masked=False, rows=call.span + call.time, outputs=call.inputs)
+    return dw, d_whole
+
+
+def _back_by_products(saved: Saved, dy: Any, weights_too: bool, inputs_too: bool) -> tuple[Any, Any]:
+    """Do the same."""
     call, sequences, whole, w = saved
-    lengths, span, rows = sequences.lengths, call.span, call.span + call.time
+    rows, taps = call.span + call.time, _by_tap(w)
+    d_taps = cupy.empty(taps.shape, call.dtype) if weights_too else None
+    d_whole = cupy.zeros((call.batch, rows, call.inputs), call.dtype) if inputs_too else None
+    # With zeros after its steps, dy has the rows of the whole: so dw is one product for each tap.
+    dy = call.laid_out(Sequences(dy, None, sequences.lengths, 0), rows)
+    flat, flat_dy = (array.reshape(call.batch * rows, array.shape[2]) for array in (whole, dy))
+    count = max(0, len(flat) - call.span)
+    for steps, inputs, outputs, tap in call.products():
+        if weights_too:
+            seen = flat[steps.start : steps.start + count, inputs]
+            product(flat_dy[:count, outputs].T, seen, d_taps[tap, outputs], compute=call.compute)
+        if inputs_too:
+            weights, into = call.over_batch(taps[tap, outputs]), d_whole[:, steps, inputs]
+            product(dy[:, : call.time, outputs], weights, into, add=True, compute=call.compute)
+    return cupy.ascontiguousarray(d_taps.transpose(1, 2, 0)) if weights_too else None, d_whole
+
+
+def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
+    call, lengths = saved.call, saved.sequences.lengths
     dy, last = grad_outputs
-    last = None if last is None else cupy.ascontiguousarray(last)
+    inputs_too = needs.x or needs.left
     dw = db = d_whole = None
     if dy is not None:
         dy = _with_unit_stride(dy)
         db = column_sums(dy, lengths) if needs.b else None
-    if dy is not None and call.way != PRODUCTS:
-        if needs.w and w.size:
-            dw = cupy.ascontiguousarray(call.weight_gradient(sequences, dy))
-        if needs.x or needs.left:
-            turned = call.kernel_weights(w, turned=True)
-            steps = Sequences(dy, None, lengths, span)
-            d_whole = call.convolve(steps, turned, last=last, masked=False, rows=rows, outputs=call.inputs)
-    elif needs.x or needs.left:
-        d_whole = cupy.zeros((call.batch, rows, call.inputs), call.dtype)
-    if dy is not None and call.way == PRODUCTS:
-        # With zeros after its steps, dy has the rows of the whole: so dw is one product for each tap.
-        dy = call.laid_out(Sequences(dy, None, lengths, 0), rows)
-        by_tap = _by_tap(w)
-        d_taps = cupy.empty(by_tap.shape, call.dtype) if needs.w else None
-        flat, flat_dy = (array.reshape(call.batch * rows, array.shape[2]) for array in (whole, dy))
-        count = max(0, len(flat) - span)
-        for steps, inputs, outputs, tap in call.products():
-            if needs.w:
-                seen = flat[steps.start : steps.start + count, inputs]
-                product(flat_dy[:count, outputs].T, seen, d_taps[tap, outputs], compute=call.compute)
-            if d_whole is not None:
-                weights = call.over_batch(by_tap[tap, outputs])
-                product(dy[:, : call.time, outputs], weights, d_whole[:, steps, inputs], add=True, compute=call.compute)
-        dw = cupy.ascontiguousarray(d_taps.transpose(1, 2, 0)) if needs.w else None
-    if last is not None and d_whole is not None and (dy is None or call.way == PRODUCTS):
-        sizes = (np.int64(span), np.int32(call.time), np.int32(call.inputs), np.int32(call.batch))
-        call.elementwise("add_last_rows", last.size, given(lengths), last, *sizes, d_whole)
+        back = _back_by_products if call.way == PRODUCTS else _back_by_kernels
+        dw, d_whole = back(saved, dy, needs.w, inputs_too)
+    if inputs_too and d_whole is None:
+        d_whole = cupy.zeros((call.batch, call.span + call.time, call.inputs), call.dtype)
+    if inputs_too and last is not None:
+        sizes = (np.int64(call.span), np.int32(call.time), np.int32(call.inputs), np.int32(call.batch))
+        call.elementwise("add_last_rows", last.size, given(lengths), cupy.ascontiguousarray(last), *sizes, d_whole)
     if needs.w and dw is None:
-        dw = cupy.zeros(w.shape, call.dtype)
+        dw = cupy.zeros(saved.w.shape, call.dtype)
     if needs.b and db is None:
         db = cupy.zeros(call.outputs, call.dtype)
     return type(needs)(
-        x=d_whole[:, span:] if needs.x else None,
+        x=d_whole[:, call.span :] if needs.x else None,
         w=dw,
         b=db,
-        left=d_whole[:, :span].copy() if needs.left else None,  # no memory in common with dx
+        left=d_whole[:, : call.span].copy() if needs.left else None,  # no memory in common with dx
     )
 
 

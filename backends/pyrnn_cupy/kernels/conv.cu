@@ -63,11 +63,11 @@ struct Chains {
 };
 
 /* out (B, rows, outputs): at row s the sum over taps k of row s + k * dilation of the whole times weights[k], and the bias. An output has
-   `fan_in` inputs, or an input `fan_out` outputs; one of the two is 1. weights (taps, outputs * fan_in). `more` (B, more_rows,
-   outputs), where given, is added to the rows that begin at each sequence's length. With `masked`, rows past the length are 0. */
+   `fan_in` inputs, or an input `fan_out` outputs; one of the two is 1. weights (taps, outputs * fan_in). With `masked`, rows past
+   the length are 0. */
 extern "C" __global__ void depthwise(
-    WHOLE, int B, int fan_in, int fan_out, int taps, long long dilation, const REAL *weights, const REAL *bias, const REAL *more,
-    long long more_rows, int masked, long long rows, int outputs, REAL *out
+    WHOLE, int B, int fan_in, int fan_out, int taps, long long dilation, const REAL *weights, const REAL *bias, int masked,
+    long long rows, int outputs, REAL *out
 ) {
     const Whole whole = THE_WHOLE;
     const Chains chains(rows, dilation);
@@ -96,11 +96,8 @@ extern "C" __global__ void depthwise(
         }
 #pragma unroll
         for (int j = 0; j < STRIP; j++) {
-            const long long s = start + j * dilation, after = s - length;
-            if (s >= rows) continue;
-            REAL value = sum[j] + (bias ? bias[o] : (REAL)0);
-            if (more && after >= 0 && after < more_rows) value += more[(b * more_rows + after) * outputs + o];
-            out[(b * rows + s) * outputs + o] = masked && after >= 0 ? (REAL)0 : value;
+            const long long s = start + j * dilation;
+            if (s < rows) out[(b * rows + s) * outputs + o] = masked && s >= length ? (REAL)0 : sum[j] + (bias ? bias[o] : (REAL)0);
         }
     }
 }

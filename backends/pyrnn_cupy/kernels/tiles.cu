@@ -51,11 +51,10 @@ struct Sums {
 };
 
 /* out (B, rows, groups * outputs): at row s the sum over taps k of row s + k * dilation of the whole times weights[group][k], and
-   the bias. `more` (B, more_rows, ...), where given, is added to the rows that begin at each sequence's length. With `masked`, rows
-   past the length are 0. weights (groups, taps, inputs, outputs), inputs being those of a group. */
+   the bias. With `masked`, rows past the length are 0. weights (groups, taps, inputs, outputs), inputs being those of a group. */
 extern "C" __global__ void __launch_bounds__(THREADS, 3) convolve(
-    WHOLE, int B, int groups, int taps, long long dilation, const REAL *weights, const REAL *bias, const REAL *more,
-    long long more_rows, int masked, long long rows, int outputs, REAL *out
+    WHOLE, int B, int groups, int taps, long long dilation, const REAL *weights, const REAL *bias, int masked,
+    long long rows, int outputs, REAL *out
 ) {
     __shared__ alignas(16) REAL a[DEPTH * ROW_STRIDE];
     __shared__ alignas(16) REAL b[DEPTH * COLUMNS];
@@ -109,15 +108,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) convolve(
     for (int i = 0; i < TALL; i++) {
         const long long m = first + Sums::row(i);
         if (m >= B * rows) continue;
-        const int in = (int)(m / rows), end = whole.length(in);
-        const long long s = m % rows, after = s - end;
-        const REAL *added = more && after >= 0 && after < more_rows ? more + (in * more_rows + after) * all : nullptr;
+        const bool padding = masked && m % rows >= whole.length((int)(m / rows));
 #pragma unroll
         for (int j = 0; j < WIDE; j++) {
             const int o = column + Sums::column(j), channel = group * outputs + o;
             if (o >= outputs) continue;
-            const REAL sum = sums.of[i][j] + (bias ? bias[channel] : (REAL)0) + (added ? added[channel] : (REAL)0);
-            out[m * all + channel] = masked && after >= 0 ? (REAL)0 : sum;
+            out[m * all + channel] = padding ? (REAL)0 : sums.of[i][j] + (bias ? bias[channel] : (REAL)0);
         }
     }
 }
