@@ -63,6 +63,9 @@ OTHERWISE = (256, 1024)
 
 def calls(backend: Any) -> None:
     """Call every op forward and backward, in sizes whose plans differ."""
+    from pyrnn_cupy.modules import module
+
+    module("rounds.cu")  # of benchmarks
     for mode in MODES:
         for batch, hidden in ((16, hidden) for hidden in HIDDEN.get(mode, OTHERWISE)):
             _recurrent(backend, mode, batch, hidden)
@@ -128,7 +131,8 @@ def table(arch: str) -> list[tuple[str, str, nvrtc.Resources]]:
 
 def main() -> None:
     """Print, for each kernel and architecture, in how many forms it is compiled, and the most that one needs."""
-    print("| kernel | architecture | forms | registers, at most | bytes spilled |\n|---|---|---|---|---|")
+    print("| kernel | architecture | forms | registers, at most | bytes spilled |")
+    print("|---|---|---|---|---|", flush=True)
     found: dict[tuple[str, str], list[nvrtc.Resources]] = {}
     for arch in GPUS:
         for name, _, needs in table(arch):
