@@ -27,8 +27,8 @@ COLUMNS = 64  # of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
-# Registers of a thread for sums, of 255: with more some kernel spills. By PLAIN: a mask or a bias takes some as well.
-MOST_SUMS = (112, 128)
+# Registers of a thread for sums, of 255: with more some kernel spills. A mask or a bias takes some as well.
+MOST_SUMS, MOST_PLAIN_SUMS = 112, 128
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
 LANES = {"EXACT": 16, "TF32": 4, "BF16": 4}  # threads of a row
@@ -58,17 +58,20 @@ CALL = np.dtype(
 
 
 class Device(NamedTuple):
-    """What a launch depends on: the multiprocessors, and the bytes of shared memory that a block may have."""
+    """What a launch depends on: the multiprocessors, the shared memory of a block in bytes, registers for plain sums."""
 
     number: int
     processors: int
     shared: int
+    plain_sums: int
 
 
 @cache
 def _device(number: int) -> Device:
-    attributes = cupy.cuda.Device(number).attributes
-    return Device(number, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    device = cupy.cuda.Device(number)
+    attributes = device.attributes
+    sums = MOST_PLAIN_SUMS if int(device.compute_capability) < 100 else MOST_SUMS
+    return Device(number, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], sums)
 
 
 class Plan(NamedTuple):
@@ -125,6 +128,7 @@ def plan(
     chunk = next((chunk for chunk in (16, 32) if widest <= chunk), 64)
     chunks = -(-max((*out, 1)) // chunk)
     kept = sum(-(-features // chunk) * chunk + vector for features in own)
+    most = device.plain_sums if plain else MOST_SUMS
     plans = []
     for each, cost_of_row in COSTS[compute].items():
         block = each * THREADS // lanes
@@ -135,7 +139,7 @@ def plan(
             continue
         for count in (1, 2, 4):
             sums = each * (products * COLUMNS + len(out) * count * chunk) // lanes * size // 4
-            if sums > MOST_SUMS[plain] or count >= 2 * chunks or (len(out) > 1 and count < chunks):
+            if sums > most or count >= 2 * chunks or (len(out) > 1 and count < chunks):
                 continue
             cost = cost_of_row * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
             plans.append((cost, Plan(compute, each, chunk, count, shared)))

@@ -130,16 +130,18 @@ def table(arch: str) -> list[tuple[str, str, nvrtc.Resources]]:
 
 
 def main() -> None:
-    """Print, for each kernel and architecture, in how many forms it is compiled, and the most that one needs."""
-    print("| kernel | architecture | forms | registers, at most | bytes spilled |")
-    print("|---|---|---|---|---|", flush=True)
-    found: dict[tuple[str, str], list[nvrtc.Resources]] = {}
+    """Print, for each kernel and architecture, in how many forms it is compiled and the most registers one takes."""
+    print(f"| kernel | forms | {' | '.join(GPUS)} |\n|---|---|{'---|' * len(GPUS)}", flush=True)
+    found: dict[str, dict[str, list[nvrtc.Resources]]] = {}
     for arch in GPUS:
         for name, _, needs in table(arch):
-            found.setdefault((name, arch), []).append(needs)
-    for (name, arch), needs in sorted(found.items(), key=lambda item: (item[0][0], list(GPUS).index(item[0][1]))):
-        spilled = sum(need.spill_loads + need.spill_stores for need in needs)
-        print(f"| `{name}` | {arch} | {len(needs)} | {max(need.registers for need in needs)} | {spilled} |")
+            found.setdefault(name, {gpu: [] for gpu in GPUS})[arch].append(needs)
+    for name, by_gpu in sorted(found.items()):
+        most = [
+            f"{max(need.registers for need in needs)}" + (" spilled" if any(need.stack for need in needs) else "")
+            for needs in by_gpu.values()
+        ]
+        print(f"| `{name}` | {max(map(len, by_gpu.values()))} | {' | '.join(most)} |")
 
 
 if __name__ == "__main__":
