@@ -58,7 +58,7 @@ CALL = np.dtype(
 
 
 class Device(NamedTuple):
-    """What a launch depends on: the multiprocessors, the shared memory of a block in bytes, registers for plain sums."""
+    """What a launch depends on: multiprocessors, bytes of shared memory for a block, registers for plain sums."""
 
     number: int
     processors: int
