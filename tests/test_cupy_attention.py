@@ -70,7 +70,9 @@ class Case:
 
 @pytest.mark.parametrize("op", FAMILY)
 def test_the_properties_hold(backend: Any, op: str) -> None:
-    report = check_backend(backend, ops=[op], max_examples=2, progress=False)
+    # The other two run attention's kernels: of them, what their own part of the way could have wrong.
+    properties = None if op == "attention" else ["value", "gradient", "layouts", "empty", "nan", "inference", "weights"]
+    report = check_backend(backend, ops=[op], properties=properties, max_examples=2, progress=False)
     assert report.ok, report
 
 
