@@ -380,11 +380,15 @@ def main() -> int:
     options = parser.parse_args()
     begin = time.perf_counter()
 
-    import cupy
-    import numpy as np
-
     import pyrnn
     from pyrnn.testing import check_backend
+
+    try:
+        pyrnn.get_backend("cupy")
+    except pyrnn.BackendUnavailableError as error:
+        parser.error(str(error))
+    import cupy
+    import numpy as np
 
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     gpu = properties["name"].decode()

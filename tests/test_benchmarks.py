@@ -22,7 +22,7 @@ from pyrnn.backend import choose
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not installed with the package
 
-from benchmarks import measure, peak  # noqa: E402
+from benchmarks import gpu, measure, peak  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import FAMILIES, attention, conv, models  # noqa: E402
 from benchmarks.cases.attention import draw_data as draw_attention  # noqa: E402
@@ -487,3 +487,21 @@ def test_shapes_of_models() -> None:
     drawn = models.draw_shapes(30, 1)
     assert drawn == models.draw_shapes(30, 1) != models.draw_shapes(30, 2)
     assert all(16 <= C <= 512 and 2 <= L <= 12 and 16 <= N <= 2048 for C, L, N in drawn)
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed, and it may run")
+def test_the_gpu_s_benchmark_says_why_it_can_not_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "backend 'cupy' can't be used" in done.stderr
+
+
+def test_the_gpu_s_tables() -> None:
+    case = next(gpu.cases())
+    times = {"pyrnn": {"ms": 2.0}, "torch float32": {"ms": 3.0, "ratio": 1.5}}
+    record = {**case._asdict(), "shape": list(case.shape), "error": 1e-6, "wrong": False, "as called": times}
+    text = gpu.table([record, {**record, "failed": "RuntimeError: no"}])
+    assert "| lstm forward 16×1024×768 | float32 | as called | 2.000 | 1.95 | 1.50 (torch float32) | 1.0e-06 |" in text
+    assert "| lstm | forward | float32 | as called | 1 | 1.50 | 1.50 lstm forward 16×1024×768 |" in text
+    assert "failed: RuntimeError: no" in text
+    assert len(set(gpu.cases())) == len(list(gpu.cases())) > 800
