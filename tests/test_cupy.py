@@ -30,8 +30,6 @@ def backend() -> Iterator[Any]:
         from pyrnn_cupy import CupyBackend
 
         yield CupyBackend()
-        for name in [name for name in sys.modules if name.partition(".")[0] == "pyrnn_cupy"]:
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize("op", GATES)

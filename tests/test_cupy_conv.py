@@ -25,8 +25,6 @@ pytestmark = pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.un
 def cupy() -> Iterator[Any]:
     with fake_cupy.installed() as module:
         yield module
-        for name in [name for name in sys.modules if name.partition(".")[0] == "pyrnn_cupy"]:
-            del sys.modules[name]
 
 
 @pytest.fixture

@@ -960,7 +960,7 @@ def install() -> Any:
 
 @contextmanager
 def installed(**changes: Any) -> Iterator[Any]:
-    """Install the stand-in for a while.
+    """Install the stand-in for a while; afterwards the plugin that was imported on it is forgotten as well.
 
     Parameters
     ----------
@@ -980,6 +980,6 @@ def installed(**changes: Any) -> Iterator[Any]:
         yield install()
     finally:
         vars(settings).update(before)
-        for name in MODULES:
-            sys.modules.pop(name, None)
+        for name in [name for name in sys.modules if name in MODULES or name.partition(".")[0] == "pyrnn_cupy"]:
+            del sys.modules[name]
         sys.modules.update({name: one for name, one in found.items() if one is not None})
