@@ -1,6 +1,8 @@
 /* A call of attention: how its arrays lie, who sees what, and what is dropped. Compiled with -DREAL=float|double. */
 #pragma once
 
+#include "philox.cuh"
+
 #define THREADS 128
 #define LOG2E ((REAL)1.4426950408889634)
 #define NOT_SEEN (-(REAL)__int_as_float(0x7f800000)) /* as a score: -inf */
@@ -68,20 +70,14 @@ __device__ __forceinline__ Range queries_seeing(const Call &c, const Bounds &s, 
     return range(max(0LL, j0 - c.right - s.start), min((long long)s.queries, j1 + c.left + 1 - s.start));
 }
 
-/* --- dropout: Philox4x32-10, as in reference/attention.py ---------------------------------------------------------- */
+/* --- dropout ----------------------------------------------------------------------------------------------------- */
 
 /* Bits 0 to 3: whether the weights of four keys, from 4 * quad, are kept. */
 __device__ __forceinline__ unsigned kept_of_four(const Call &c, int quad, long long at, int head, int b) {
-    unsigned w0 = quad, w1 = (unsigned)at, w2 = head, w3 = b, low = (unsigned)c.seed, high = (unsigned)(c.seed >> 32);
+    unsigned word[4] = {(unsigned)quad, (unsigned)at, (unsigned)head, (unsigned)b};
+    philox(word, (unsigned)c.seed, (unsigned)(c.seed >> 32));
+    unsigned kept = 0;
 #pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const unsigned long long first = 0xD2511F53ull * w0, second = 0xCD9E8D57ull * w2;
-        w0 = (unsigned)(second >> 32) ^ w1 ^ low;
-        w1 = (unsigned)second;
-        w2 = (unsigned)(first >> 32) ^ w3 ^ high;
-        w3 = (unsigned)first;
-        low += 0x9E3779B9u;
-        high += 0xBB67AE85u;
-    }
-    return (w0 >= c.drop_below) | (w1 >= c.drop_below) << 1 | (w2 >= c.drop_below) << 2 | (w3 >= c.drop_below) << 3;
+    for (int i = 0; i < 4; i++) kept |= (unsigned)(word[i] >= c.drop_below) << i;
+    return kept;
 }

@@ -1,4 +1,5 @@
 /* The optimisers' updates, each in one pass over memory, and the factors of dropout. The formulas are in reference/update.py. */
+#include "philox.cuh"
 
 #define FOR_EACH(at, count)                                                                       \
     for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < (count); at += (long long)gridDim.x * blockDim.x)
@@ -29,22 +30,11 @@ extern "C" __global__ void adam_update(
     }
 }
 
-/* factors: 0 where a random word of 32 bits is below `dropped`, else `scale`. Four words come from each counter: Philox4x32-10
-   (Salmon et al. 2011). */
+/* factors: 0 where a random word of 32 bits is below `dropped`, else `scale`. Four words come from each counter. */
 extern "C" __global__ void dropout_factors(unsigned seed, unsigned seed_high, long long dropped, REAL scale, long long count, REAL *factors) {
     FOR_EACH(quad, (count + 3) / 4) {
-        unsigned word[4] = {(unsigned)quad, (unsigned)(quad >> 32), 0, 0}, key = seed, key_high = seed_high;
-#pragma unroll
-        for (int round = 0; round < 10; round++) {
-            const unsigned low0 = 0xD2511F53u * word[0], high0 = __umulhi(0xD2511F53u, word[0]);
-            const unsigned low1 = 0xCD9E8D57u * word[2], high1 = __umulhi(0xCD9E8D57u, word[2]);
-            word[0] = high1 ^ word[1] ^ key;
-            word[1] = low1;
-            word[2] = high0 ^ word[3] ^ key_high;
-            word[3] = low0;
-            key += 0x9E3779B9u;
-            key_high += 0xBB67AE85u;
-        }
+        unsigned word[4] = {(unsigned)quad, (unsigned)(quad >> 32), 0, 0};
+        philox(word, seed, seed_high);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (quad * 4 + i < count) factors[quad * 4 + i] = word[i] < dropped ? (REAL)0 : scale;
