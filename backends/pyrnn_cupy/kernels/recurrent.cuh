@@ -20,8 +20,36 @@
 __device__ __forceinline__ int sorted_row(int r) { return r * (int)gridDim.y + (int)blockIdx.y; }
 __device__ __forceinline__ int group_rows(int B) { return (B - (int)blockIdx.y + (int)gridDim.y - 1) / (int)gridDim.y; }
 
-/* Tiles of operands in shared memory: one is fetched while another is multiplied, where a group has more rows than a tile. */
-__device__ __forceinline__ int buffers(int rows, int tile_rows) { return rows > tile_rows ? 2 : 1; }
+/* Shared memory: tiles of operands, one of which is fetched while another is multiplied where a group has more rows than a tile;
+   the parts of their products; and what a block keeps of its cells. */
+struct Shared {
+    Operand *tiles;
+    REAL *parts, *own;
+    int tile_rows;
+
+    __device__ __forceinline__ Shared(int4 *memory, int rows, int tile_rows)
+        : tiles((Operand *)memory), parts((REAL *)(tiles + (rows > tile_rows ? 2 : 1) * tile_rows * SHARED_ROW)),
+          own(parts + tile_rows * WARPS * COLUMNS), tile_rows(tile_rows) {}
+
+    __device__ __forceinline__ Operand *tile(int first) const { return tiles + first / tile_rows % 2 * tile_rows * SHARED_ROW; }
+
+    /* Multiply so many rows, tile by tile: fetch(tile, first, count) begins to bring in rows, finish(first, count) has their parts. */
+    template <typename Fetch, typename Finish>
+    __device__ __forceinline__ void multiply(const Product &product, int rows, Fetch fetch, Finish finish) const {
+        fetch(tile(0), 0, min(tile_rows, rows));
+        copies_begun();
+        for (int first = 0; first < rows; first += tile_rows) {
+            const int next = first + tile_rows, count = min(tile_rows, rows - first);
+            if (next < rows) fetch(tile(next), next, min(tile_rows, rows - next));
+            copies_begun();
+            await_copies(1);
+            __syncthreads();
+            product.run(tile(first), count, parts);
+            __syncthreads();
+            finish(first, count);
+        }
+    }
+};
 
 struct Gates {
     REAL of[GATES];

@@ -25,9 +25,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
     const bool mine = unit < H; /* a thread's cells are all of one unit */
-    Operand *tiles = (Operand *)shared_memory;
-    REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
-    REAL *dh = parts + tile_rows * WARPS * COLUMNS, *dc = dh + count * UNITS; /* [row][unit] */
+    const Shared shared(shared_memory, count, tile_rows);
+    REAL *dh = shared.own, *dc = dh + count * UNITS; /* [row][unit] */
     const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
     exchange += (long long)blockIdx.y * PADDED;
     flags += blockIdx.y * gridDim.x;
@@ -64,22 +63,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
         if (s && threadIdx.x < active * UNITS && mine)
             ahead = load_kept(q, place_of(q, sorted_row(threadIdx.x / UNITS), s - 1), unit, gates, extra, y, h0, c0, dy);
         wait(flags, steps - s);
-        const auto fetch = [&](int r0) {
-            Operand *tile = tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW;
-            stage(tile, now + r0 * row_step, row_step, min(tile_rows, active - r0));
-        };
-        fetch(0);
-        copies_begun();
-        for (int r0 = 0; r0 < active; r0 += tile_rows) {
-            const int here = min(tile_rows, active - r0);
-            if (r0 + tile_rows < active) fetch(r0 + tile_rows);
-            copies_begun();
-            await_copies(1);
-            __syncthreads();
-            product.run(tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW, here, parts);
-            __syncthreads();
-            for (int p = threadIdx.x; p < here * UNITS; p += THREADS) dh[r0 * UNITS + p] += total(parts, p / UNITS, 0, p % UNITS);
-        }
+        const auto fetch = [&](Operand *tile, int r0, int here) { stage(tile, now + r0 * row_step, row_step, here); };
+        shared.multiply(product, active, fetch, [&](int r0, int here) {
+            for (int p = threadIdx.x; p < here * UNITS; p += THREADS)
+                dh[r0 * UNITS + p] += total(shared.parts, p / UNITS, 0, p % UNITS);
+        });
         __syncthreads();
     }
     for (int p = threadIdx.x; p < count * UNITS && mine; p += THREADS) {

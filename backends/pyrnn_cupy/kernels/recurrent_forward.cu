@@ -10,9 +10,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
     const bool mine = unit < H; /* a thread's cells are all of one unit */
-    Operand *tiles = (Operand *)shared_memory;
-    REAL *parts = (REAL *)(tiles + buffers(count, tile_rows) * tile_rows * SHARED_ROW);
-    REAL *own = parts + tile_rows * WARPS * COLUMNS; /* [row][unit]: c, or h */
+    const Shared shared(shared_memory, count, tile_rows);
+    REAL *own = shared.own; /* [row][unit]: c, or h */
     const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
     exchange += (long long)blockIdx.y * PADDED;
     flags += blockIdx.y * gridDim.x;
@@ -34,9 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
         if (s) wait(flags, s);
         const Operand *now = exchange + (s % 2) * buffer;
         Operand *next = exchange + (1 - s % 2) * buffer;
-        const auto fetch = [&](int r0) {
-            Operand *tile = tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW;
-            const int here = min(tile_rows, active - r0);
+        const auto fetch = [&](Operand *tile, int r0, int here) {
             if (s) stage(tile, now + r0 * row_step, row_step, here);
             else
                 for (int i = threadIdx.x; i < here * PADDED; i += THREADS) {
@@ -45,16 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
                     tile[i / PADDED * SHARED_ROW + k] = to_operand(h);
                 }
         };
-        fetch(0);
-        copies_begun();
-        for (int r0 = 0; r0 < active; r0 += tile_rows) {
-            const int here = min(tile_rows, active - r0);
-            if (r0 + tile_rows < active) fetch(r0 + tile_rows);
-            copies_begun();
-            await_copies(1);
-            __syncthreads();
-            product.run(tiles + r0 / tile_rows % 2 * tile_rows * SHARED_ROW, here, parts);
-            __syncthreads();
+        shared.multiply(product, active, fetch, [&](int r0, int here) {
             for (int p = threadIdx.x; p < here * UNITS && mine; p += THREADS) {
                 const int r = p / UNITS, m = sorted_row(r0 + r);
                 const Place place = place_of(q, m, s);
@@ -63,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
 #pragma unroll
                 for (int g = 0; g < GATES; g++) {
                     gate.of[g] += bias.of[g];
-                    recurrent[g] = total(parts, r, g, p % UNITS);
+                    recurrent[g] = total(shared.parts, r, g, p % UNITS);
                 }
                 REAL &state = own[r0 * UNITS + p];
                 const Unit after = step_forward(gate.of, recurrent, {state, state}, candidate_bias, more);
@@ -80,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
                     if (CELL == LSTM) c_n[(long long)place.row * H + unit] = after.c;
                 }
             }
-        }
+        });
         tell(flags, s + 1);
     }
 }
