@@ -21,16 +21,20 @@ DOORS = {
 }
 
 
+def package_of(value: Any) -> str:
+    """Return the package that a value's type comes from, as ``torch``."""
+    return type(value).__module__.partition(".")[0]
+
+
 def type_name(value: Any) -> str:
     """Return ``torch.Tensor`` or ``list``: the type with the package that it comes from."""
-    kind = type(value)
-    package = kind.__module__.partition(".")[0]
-    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+    package, name = package_of(value), type(value).__name__
+    return name if package == "builtins" else f"{package}.{name}"
 
 
 def refuse_foreign(name: str, value: Any) -> None:
     """Raise TypeError for an array of a library whose arrays no backend takes, and say what to do."""
-    package = type(value).__module__.partition(".")[0]
+    package = package_of(value)
     if package in DOORS and package != "cupy":
         raise TypeError(f"{name}: expected an array or a pyrnn.Tensor, got {type_name(value)}; {DOORS[package]}")
 
@@ -38,7 +42,7 @@ def refuse_foreign(name: str, value: Any) -> None:
 def refuse_other_device(name: str, value: Any, xp: Any) -> None:
     """Raise TypeError for an array that lies elsewhere than those of a module, and say how it is brought there."""
     if xp is np:
-        if type(value).__module__.partition(".")[0] == "cupy":
+        if package_of(value) == "cupy":
             raise TypeError(f"{name}: expected an array on the host, got {type_name(value)}; {DOORS['cupy']}")
     elif isinstance(value, np.ndarray):
         raise TypeError(

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import FLOATS, refuse_foreign
+from .._checks import FLOATS, package_of, refuse_foreign
 from .tape import Node, Pullback, Version, is_recording, walk
 
 
 def namespace(array: Any) -> Any:
     """Return the array's module: numpy, or one with numpy's names."""
-    return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
+    return np if isinstance(array, np.ndarray) else sys.modules[package_of(array)]
 
 
 class Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._checks import check_count
+from .._checks import check_count, package_of
 from ..autograd.tensor import namespace
 from ._types import Array, IntArray
 
@@ -205,16 +205,13 @@ class Batches(Loader[tuple[Array, ...]]):
         }
 
 
-def _on_gpu(array: Any) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
-
-
 def _kept(array: Any) -> Any:
-    return array if _on_gpu(array) else np.asarray(array)
+    return array if package_of(array) == "cupy" else np.asarray(array)
 
 
 def _rows(array: Any, index: IntArray) -> Any:
-    return array.take(namespace(array).asarray(index), axis=0) if _on_gpu(array) else array[index]
+    xp = namespace(array)
+    return array[index] if xp is np else array.take(xp.asarray(index), axis=0)
 
 
 def draw_order(count: int, rng: np.random.Generator | None) -> IntArray:

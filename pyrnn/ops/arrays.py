@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import DOORS, FLOATS, type_name
+from .._checks import DOORS, FLOATS, package_of, type_name
 from ..autograd import Tensor
 from ..backend import Backend
 
@@ -23,9 +23,8 @@ def check_array(name: str, value: Any, dtype: Any, backend: Backend) -> Any:
     if issubclass(kind, Tensor):
         raise TypeError(f"{name}: expected an array, since vjp is below the tape, got a Tensor; pass its .data")
     if not issubclass(kind, backend.array_type) or issubclass(kind, (np.ma.MaskedArray, np.matrix)):
-        package = kind.__module__.partition(".")[0]
         wanted = f"{backend.array_type.__module__}.{backend.array_type.__name__}"
-        door = DOORS.get(package, "convert it with numpy.asarray(...)")
+        door = DOORS.get(package_of(value), "convert it with numpy.asarray(...)")
         if backend.array_type is not np.ndarray:
             door = f"copy it with {backend.xp.__name__}.asarray(...)"
         raise TypeError(
