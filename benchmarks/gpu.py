@@ -319,7 +319,7 @@ def round_trips() -> dict[str, float]:
 
     found = {}
     processors = cupy.cuda.Device().attributes["MultiProcessorCount"]
-    run = kernel("rounds.cu", "tell_and_wait", cooperative=True, device=cupy.cuda.Device().id)
+    run = kernel("rounds.cu", "tell_and_wait", cooperative=True)
     for blocks in (1, 2, 16, 64, processors):
         rounds = 2000
 

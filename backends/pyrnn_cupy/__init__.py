@@ -1,8 +1,9 @@
-"""The CuPy plugin: the recurrent family on an NVIDIA GPU, by kernels of its own.
+"""The CuPy plugin: every op on an NVIDIA GPU, by kernels of its own.
 
 It is a backend as anybody's would be, registered by entry point and built on the public plugin API alone.
-``recurrent`` describes a call and plans its launch (``plans``); the kernels are CUDA C++ in ``kernels``, compiled by
-NVRTC through CuPy for the sizes met (``modules``); products of matrices are cuBLAS's (``matrix``).
+``recurrent`` (with its ``plans``), ``attention``, ``conv``, ``basic`` and ``update`` describe calls and plan their
+launches for the current device (``devices``); the kernels are CUDA C++ in ``kernels``, compiled by NVRTC through CuPy
+for the sizes met (``modules``); products of matrices are cuBLAS's (``matrix``).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ and very many features are multiplied exactly whatever is asked for.
 from __future__ import annotations
 
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cupy
@@ -19,6 +19,7 @@ import numpy as np
 
 from pyrnn.backend import current_compute
 
+from .devices import Device, current_device
 from .matrix import product
 from .modules import given, kernel
 
@@ -27,7 +28,8 @@ COLUMNS = 64  # of a tile
 FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
-# Registers of a thread for sums, of 255: with more some kernel spills. A mask or a bias takes some as well.
+# Registers of a thread for sums, of 255: with more some kernel spills. A mask or a bias takes some as well, and so
+# does what is compiled for a capability of 100 or more.
 MOST_SUMS, MOST_PLAIN_SUMS = 112, 128
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
@@ -55,23 +57,6 @@ CALL = np.dtype(
     ],
     align=True,
 )
-
-
-class Device(NamedTuple):
-    """What a launch depends on: multiprocessors, bytes of shared memory for a block, registers for plain sums."""
-
-    number: int
-    processors: int
-    shared: int
-    plain_sums: int
-
-
-@cache
-def _device(number: int) -> Device:
-    device = cupy.cuda.Device(number)
-    attributes = device.attributes
-    sums = MOST_PLAIN_SUMS if int(device.compute_capability) < 100 else MOST_SUMS
-    return Device(number, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], sums)
 
 
 class Plan(NamedTuple):
@@ -128,7 +113,7 @@ def plan(
     chunk = next((chunk for chunk in (16, 32) if widest <= chunk), 64)
     chunks = -(-max((*out, 1)) // chunk)
     kept = sum(-(-features // chunk) * chunk + vector for features in own)
-    most = device.plain_sums if plain else MOST_SUMS
+    most = MOST_PLAIN_SUMS if plain and device.capability < 100 else MOST_SUMS
     plans = []
     for each, cost_of_row in COSTS[compute].items():
         block = each * THREADS // lanes
@@ -192,7 +177,7 @@ class Call:
         q, k, v, bias = arrays
         self.q, self.k, self.v = _ready(q), _ready(k), _ready(v)
         self.bias, self.seen, self.hidden, self.dtype = bias, seen, hidden, q.dtype
-        self.device = _device(cupy.cuda.Device().id)
+        self.device = current_device()
         self.compute = "EXACT" if q.dtype == np.float64 else COMPUTE[compute]
         batch, all_heads, queries, features = q.shape
         heads, keys, columns = v.shape[1:]
@@ -207,7 +192,6 @@ class Call:
         if dropout:
             record["seed"], record["drop_below"] = config.seed, math.ceil(dropout * 2**32)
         self.record, self.plain = record, int(bias is None and seen.mask is None and not dropout)
-        self.constants = {"REAL": "double" if q.dtype == np.float64 else "float", "device": self.device.number}
         self.lie(q=self.q, k=self.k, v=self.v)
         for name, array in (("bias", bias), ("mask", seen.mask)):
             if array is not None:
@@ -235,16 +219,14 @@ class Call:
             return
         record = self.record.copy()
         record["first"] = first
-        run = kernel(
-            f"{name}.cu", name, SCORE=score, PLAIN=self.plain, **self.constants, **plan.constants(), **constants
-        )
+        run = kernel(f"{name}.cu", name, self.dtype, SCORE=score, PLAIN=self.plain, **plan.constants(), **constants)
         run.max_dynamic_shared_size_bytes = plan.shared
         run((blocks,), (THREADS,), (record, *arguments), shared_mem=plan.shared)
 
     def launch_whole(self, name: str, rows: int, *arguments: Any) -> None:
         """Run a kernel on whole rows, so many in a block."""
         if self.rows:
-            run = kernel("attention_whole.cu", name, **self.constants)
+            run = kernel("attention_whole.cu", name, self.dtype)
             run((-(-self.rows // rows),), (THREADS,), (self.record.copy(), *arguments))
 
     def plan_if_any(self, rows: int, own: tuple[int, ...], out: tuple[int, ...], products: int) -> Plan | None:
@@ -541,8 +523,7 @@ def _pull_additive(rows: Any, columns: Any, hidden: Any, d: Any, *, of_hidden: b
     dhidden = cupy.empty_like(rows) if of_hidden else None
     blocks = batch * -(-count // ADDITIVE_ROWS) * -(-features // THREADS)
     if blocks:
-        real = "double" if rows.dtype == np.float64 else "float"
-        run = kernel("additive.cu", "additive_rows", REAL=real, device=cupy.cuda.Device().id)
+        run = kernel("additive.cu", "additive_rows", rows.dtype)
         steps = (np.int64(stride // d.itemsize) for stride in d.strides)
         sizes = (np.int32(value) for value in (batch, count, columns.shape[1], features))
         run((blocks,), (THREADS,), (rows, columns, hidden, d, *steps, *sizes, drows, given(dhidden)))

@@ -34,8 +34,7 @@ def _flat(array: Any) -> Any:
 def _over_rows(name: str, rows: int, length: int, dtype: Any, *arguments: Any) -> None:
     """Run a kernel on so many rows of a length."""
     width = THREADS if length > LONG_ROW else 32
-    real = "double" if dtype == np.float64 else "float"
-    run = kernel("basic.cu", name, REAL=real, WIDTH=width, device=cupy.cuda.Device().id)
+    run = kernel("basic.cu", name, dtype, WIDTH=width)
     run((min(-(-rows * width // THREADS), BLOCKS),), (THREADS,), arguments)
 
 
@@ -120,8 +119,7 @@ class BasicOps:
         if grad.size:
             order = cupy.argsort(indices)  # stable, so that sums have one order
             firsts = cupy.searchsorted(indices[order], cupy.arange(shape[0] + 1))
-            real = "double" if dy.dtype == np.float64 else "float"
-            run = kernel("basic.cu", "embedding_backward", REAL=real, WIDTH=32, device=cupy.cuda.Device().id)
+            run = kernel("basic.cu", "embedding_backward", dy.dtype, WIDTH=32)
             across = min(-(-shape[1] // 32), max(1, TABLE_BLOCKS // shape[0]))
             run((shape[0], across), (THREADS,), (dy, order, firsts, np.int64(shape[1]), grad))
         return type(needs)(weight=grad)

@@ -68,7 +68,6 @@ class Call:
         self.groups, self.dilation, self.dtype = config.groups, config.dilation, arrays.x.dtype
         self.span = (self.taps - 1) * self.dilation
         self.compute = None if self.dtype == np.float64 else current_compute()
-        self.constants = {"REAL": "double" if self.dtype == np.float64 else "float", "device": cupy.cuda.Device().id}
         many = min(self.each, self.outputs // self.groups) >= PRODUCT_CHANNELS
         long = self.time >= max(PRODUCT_STEPS, self.span / PRODUCT_SPAN)
         if self.each == 1 and 1 <= self.outputs // self.groups <= MOST_FAN:
@@ -80,7 +79,7 @@ class Call:
         """Run a kernel of ``conv.cu`` that loops over ``count`` elements."""
         if count:
             blocks = min(-(-count // ELEMENT_THREADS), ELEMENT_BLOCKS)
-            kernel("conv.cu", name, **self.constants)((blocks,), (ELEMENT_THREADS,), arguments)
+            kernel("conv.cu", name, self.dtype)((blocks,), (ELEMENT_THREADS,), arguments)
 
     def last_rows(self, sequences: Sequences) -> Any:
         """Return the context after each row's last valid step."""
@@ -113,7 +112,7 @@ class Call:
         across = -(-each // columns) * self.groups
         tall = ROWS if -(-batch * rows // ROWS) * across >= BLOCKS else FEW_ROWS
         depth = self._depth(channels // self.groups)
-        run = kernel("tiles.cu", "convolve", ROWS=tall, COLUMNS=columns, DEPTH=depth, **self.constants)
+        run = kernel("tiles.cu", "convolve", self.dtype, ROWS=tall, COLUMNS=columns, DEPTH=depth)
         arguments = (*sequences.arguments(), np.int32(batch), np.int32(self.groups), *numbers, np.int32(each), out)
         run((-(-batch * rows // tall) * across,), (TILE_THREADS,), arguments)
         return out
@@ -128,7 +127,7 @@ class Call:
             chains = self.batch * min(self.dilation, self.time) * -(-links // STRIP)
             parts = max(1, min(-(-4 * BLOCKS // (across * over)), -(-chains // CHAINS)))
             sums = cupy.empty((parts, self.taps, self.outputs), self.dtype)
-            run = kernel("conv.cu", "depthwise_weights", **self.constants)
+            run = kernel("conv.cu", "depthwise_weights", self.dtype)
             sizes = (np.int32(self.batch), np.int32(each), np.int32(self.taps), np.int64(self.dilation))
             share = np.int64(-(-chains // parts))
             arguments = (*sequences.arguments(), *sizes, dy, *steps, share, np.int32(self.outputs), sums)
@@ -139,7 +138,7 @@ class Call:
         tiles = -(-terms // tall) * -(-each // columns) * self.groups
         parts = max(1, min(-(-BLOCKS // tiles), -(-self.batch * self.time // (4 * depth)), 65535))
         sums = cupy.empty((parts, self.groups, self.taps, self.each, each), self.dtype)
-        run = kernel("tiles.cu", "convolve_weights", ROWS=tall, COLUMNS=columns, DEPTH=depth, **self.constants)
+        run = kernel("tiles.cu", "convolve_weights", self.dtype, ROWS=tall, COLUMNS=columns, DEPTH=depth)
         sizes = (np.int32(self.batch), np.int32(self.groups), np.int32(self.taps), np.int64(self.dilation))
         share = np.int64(-(-self.batch * self.time // parts))
         run((tiles, parts), (TILE_THREADS,), (*sequences.arguments(), *sizes, dy, *steps, share, np.int32(each), sums))

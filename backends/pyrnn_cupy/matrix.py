@@ -92,8 +92,7 @@ def column_sums(rows: Any, lengths: Any = None) -> Any:
     batch, time, columns = rows.shape
     if batch * time == 1 and lengths is None:
         return rows.reshape(columns).copy()
-    real = "double" if rows.dtype == np.float64 else "float"
-    run = kernel("sums.cu", "column_sums", REAL=real, device=cupy.cuda.Device().id)
+    run = kernel("sums.cu", "column_sums", rows.dtype)
     across = -(-columns // SUM_COLUMNS)
     while True:
         count = batch * time

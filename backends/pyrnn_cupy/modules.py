@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 import cupy
+import numpy as np
 
 NULL = cupy.uintp(0)  # what a kernel gets for an array that is not given
 
@@ -29,18 +30,23 @@ def source(name: str) -> str:
     return include(name)
 
 
-@lru_cache(maxsize=512)
-def module(name: str, cooperative: bool = False, **constants: Any) -> Any:
-    """Return the kernels of a file, compiled with constants for this device (a key, since a module belongs to one)."""
-    constants.pop("device", None)
-    options = ("-std=c++17", *(f"-D{key}={value}" for key, value in constants.items()))
-    return cupy.RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
+def kernel(name: str, function: str, dtype: Any = None, *, cooperative: bool = False, **constants: Any) -> Any:
+    """Return one kernel of a file for the current device, compiled with constants and a dtype as REAL."""
+    if dtype is not None:
+        constants["REAL"] = "double" if dtype == np.float64 else "float"
+    return _kernel(cupy.cuda.Device().id, name, function, cooperative, *constants.items())
 
 
 @lru_cache(maxsize=1024)
-def kernel(name: str, function: str, cooperative: bool = False, **constants: Any) -> Any:
-    """Return one kernel of a file, for the current device."""
-    return module(name, cooperative, **constants).get_function(function)
+def _kernel(device: int, name: str, function: str, cooperative: bool, *constants: Any) -> Any:
+    return _module(device, name, cooperative, *constants).get_function(function)
+
+
+@lru_cache(maxsize=512)
+def _module(device: int, name: str, cooperative: bool, *constants: Any) -> Any:
+    """Return a file's kernels. A module belongs to one device, so that is a key."""
+    options = ("-std=c++17", *(f"-D{key}={value}" for key, value in constants))
+    return cupy.RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
 
 
 def given(array: Any) -> Any:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from .devices import Device
+
 THREADS = 256
 WARPS = THREADS // 32
-MATRIX_REGISTERS = 112  # of a thread's 255 for weights, beside the sums and operands of matrix units
+# Of a thread's 255 for weights: with more some kernel spills. Fewer before a compute capability of 90, and beside the
+# sums and operands of matrix units.
+REGISTERS, OLDER_REGISTERS, MATRIX_REGISTERS = 128, 104, 112
 ROWS_AT_ONCE = {None: 4, "tf32": 16, "bfloat16": 16}  # that a thread, or a matrix unit, takes
 STEP = {"tf32": 8, "bfloat16": 16}  # of a matrix unit, in depth
 MOST_ROWS = 32  # of a tile
@@ -16,24 +20,6 @@ FLAGS = 1500  # to tell and to hear that a step is done, between blocks
 BYTES = 64  # that a block gets from the second-level cache in a cycle
 CELL = 60  # for each round of cells
 PRODUCTS = {None: 128, "tf32": 256, "bfloat16": 512}  # multiply-adds
-
-
-class Device(NamedTuple):
-    """What a plan must know of a device.
-
-    Attributes
-    ----------
-    processors
-        Its multiprocessors.
-    shared
-        The bytes of shared memory that a block may have.
-    registers
-        Those of a thread, of 255, that weights may take before others spill.
-    """
-
-    processors: int
-    shared: int
-    registers: int
 
 
 class Plan(NamedTuple):
@@ -77,6 +63,7 @@ def plan(
     states
         Values that a block keeps for each of its cells.
     """
+    most = REGISTERS if device.capability >= 90 else OLDER_REGISTERS
     plans = []
     for units in (1, 2, 4, 8, 16, 32):
         blocks = -(-hidden // units)
@@ -85,12 +72,12 @@ def plan(
         if compute is None:
             slices, operand = THREADS // units, itemsize
             rounds = -(-depth // (4 * slices))
-            registers, allowed = rounds * sums * 4 * itemsize // 4, device.registers
+            registers, allowed = rounds * sums * 4 * itemsize // 4, most
             padded = row = rounds * 4 * slices
         else:
             step, tiles, operand = STEP[compute], -(-sums * units // 8), 2 if compute == "bfloat16" else 4
             rounds = -(-depth // (step * WARPS))
-            registers, allowed = rounds * tiles * 2, min(device.registers, MATRIX_REGISTERS)
+            registers, allowed = rounds * tiles * 2, min(most, MATRIX_REGISTERS)
             padded = rounds * step * WARPS
             row = padded + 16 // operand
         if registers > allowed:

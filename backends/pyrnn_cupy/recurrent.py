@@ -6,7 +6,7 @@ a GRU that resets before its product, the steps are products by cuBLAS and the c
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cupy
@@ -15,6 +15,7 @@ import numpy as np
 from pyrnn.backend import current_compute
 
 from . import plans
+from .devices import current_device
 from .matrix import product
 from .modules import given, kernel
 
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
     total: int
 
 
-@cache
+@lru_cache(maxsize=64)
 def _uniform(device: int, batch: int, time: int) -> Rows:
     return _rows(np.full(batch, time, np.int64), time)
 
@@ -61,14 +62,6 @@ def _rows(lengths: np.ndarray, time: int) -> Rows:
         parts.append(buffer[at : at + part.nbytes].view(part.dtype))
         at += part.nbytes
     return Rows(*parts[:3], None if full else parts[3], (lengths > steps[:, None]).sum(1), total)
-
-
-@cache
-def _device(number: int) -> plans.Device:
-    device = cupy.cuda.Device(number)
-    attributes = device.attributes
-    registers = 128 if int(device.compute_capability) >= 90 else 104  # beyond which some kernel spills
-    return plans.Device(attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"], registers)
 
 
 class Saved(NamedTuple):
@@ -92,27 +85,21 @@ class Call:
         batch, time, _ = arrays.x.shape
         self.batch, self.hidden, self.dtype = batch, arrays.w_hh.shape[1], arrays.x.dtype
         self.compute = None if self.dtype == np.float64 else compute
-        self.device = cupy.cuda.Device().id
         sizes = (np.int32(value) for value in (batch, time, self.hidden, config.reverse))
         self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
-        self.constants = {
-            "REAL": "double" if self.dtype == np.float64 else "float",
-            "CELL": cell,
-            "device": self.device,
-        }
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
         """Return how the steps run in one launch, or None if they can't, or there are none."""
         if self.cell == GRU_BEFORE or not self.hidden or not self.batch:
             return None
         size = self.dtype.itemsize
-        return plans.plan(_device(self.device), self.hidden, self.batch, sums, depth, size, self.compute, states)
+        return plans.plan(current_device(), self.hidden, self.batch, sums, depth, size, self.compute, states)
 
     def launch_sequence(self, direction: str, plan: plans.Plan, sums: int, *arguments: Any) -> None:
         """Run the kernel that goes forward or backward through the whole sequence."""
         run = kernel(
-            f"recurrent_{direction}.cu", f"{direction}_sequence", cooperative=True, COMPUTE=COMPUTE[self.compute],
-            SUMS=sums, **plan.constants(), **self.constants,
+            f"recurrent_{direction}.cu", f"{direction}_sequence", self.dtype, cooperative=True, CELL=self.cell,
+            COMPUTE=COMPUTE[self.compute], SUMS=sums, **plan.constants(),
         )  # fmt: skip
         run.max_dynamic_shared_size_bytes = plan.shared
         operand = 2 if self.compute == "bfloat16" else self.dtype.itemsize
@@ -124,7 +111,7 @@ class Call:
 
     def launch_step(self, name: str, active: int, step: int, phase: int, *arguments: Any) -> None:
         """Run a kernel of ``steps.cu`` over the rows that have a step."""
-        run = kernel("steps.cu", name, **self.constants)
+        run = kernel("steps.cu", name, self.dtype, CELL=self.cell)
         blocks = -(-active * self.hidden // STEP_THREADS)
         numbers = (np.int32(value) for value in (active, step, phase))
         run((blocks,), (STEP_THREADS,), (*self.sequence, *numbers, *arguments))
@@ -265,7 +252,7 @@ def _recurrent_weight_gradient(call: Call, saved: Saved, d: Any) -> Any:
     before = cupy.zeros((rows.total, hidden), call.dtype)
     if before.size:
         blocks = min(-(-call.batch * arrays.x.shape[1] * hidden // STEP_THREADS), 4096)
-        run = kernel("steps.cu", "states_before", **call.constants)
+        run = kernel("steps.cu", "states_before", call.dtype, CELL=cell)
         run((blocks,), (STEP_THREADS,), (*call.sequence, saved.y, given(arrays.h0), before))
     if cell != GRU_BEFORE:
         return product(d[:, : GATES[cell] * hidden].T, before, compute=call.compute)

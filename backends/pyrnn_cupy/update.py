@@ -15,8 +15,7 @@ THREADS, BLOCKS = 256, 2112  # sixteen blocks for each multiprocessor of an H200
 
 def _run(name: str, dtype: Any, count: int, *arguments: Any) -> None:
     if count:
-        real = "double" if dtype == np.float64 else "float"
-        run = kernel("update.cu", name, REAL=real, device=cupy.cuda.Device().id)
+        run = kernel("update.cu", name, dtype)
         run((min(-(-count // THREADS), BLOCKS),), (THREADS,), arguments)
 
 
@@ -37,32 +36,17 @@ class UpdateOps:
         _run("sgd_update", array.dtype, array.size, *kept, lr, momentum, decay, np.int32(numbers["nesterov"]))
         return None
 
-    def adam_update(
-        self,
-        array: Any,
-        grad: Any,
-        exp_avg: Any,
-        exp_avg_sq: Any,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        step: int,
-    ) -> None:
+    def adam_update(self, array: Any, grad: Any, exp_avg: Any, exp_avg_sq: Any, **numbers: Any) -> None:
         """Take a step of Adam, of AdamW where the weight decay is ``decoupled``."""
         if not _as_one(array, exp_avg, exp_avg_sq):
-            return super().adam_update(  # type: ignore[misc]
-                array, grad, exp_avg, exp_avg_sq, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-                weight_decay=weight_decay, decoupled=decoupled, step=step,
-            )  # fmt: skip
-        decay, added = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+            return super().adam_update(array, grad, exp_avg, exp_avg_sq, **numbers)  # type: ignore[misc]
+        lr, beta1, beta2, step = (numbers[name] for name in ("lr", "beta1", "beta2", "step"))
+        weight_decay = numbers["weight_decay"]
+        decay, added = (1 - lr * weight_decay, 0.0) if numbers["decoupled"] else (1.0, weight_decay)
         root, rate = math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
-        numbers = (decay, added, beta1, beta2, 1 - beta1, 1 - beta2, root, eps, rate)
+        factors = (decay, added, beta1, beta2, 1 - beta1, 1 - beta2, root, numbers["eps"], rate)
         kept = (array, cupy.ascontiguousarray(grad), exp_avg, exp_avg_sq, np.int64(array.size))
-        _run("adam_update", array.dtype, array.size, *kept, *map(array.dtype.type, numbers))
+        _run("adam_update", array.dtype, array.size, *kept, *map(array.dtype.type, factors))
         return None
 
     def dropout_factors(
