@@ -74,6 +74,39 @@ def test_precisions(backend: Any, op: str, sizes: tuple[int, int, int, int], com
     parity(backend, op, sizes, compute, "float32", lengths=np.arange(sizes[0]) % (sizes[1] + 1))
 
 
+# For a block's weights there is room in shared memory of 227 KiB; in less, some are read from the device's own.
+@pytest.mark.parametrize("room", ["shared", "less"])
+@pytest.mark.parametrize(
+    ("dtype", "compute", "less"),
+    [("float32", None, 64), ("float64", None, 96), ("float32", "tf32", 96), ("float32", "bfloat16", 96)],
+)
+def test_weights_beyond_the_registers(dtype: str, compute: str | None, less: int, room: str) -> None:
+    kibibytes = 227 if room == "shared" else less
+    with fake_cupy.installed(attributes={"MultiProcessorCount": 5, "MaxSharedMemoryPerBlockOptin": kibibytes << 10}):
+        from pyrnn_cupy import CupyBackend, devices, plans
+
+        plans.REGISTERS = plans.MATRIX_REGISTERS = 32
+        plans.FETCHED_REGISTERS = 0
+        parity(CupyBackend(), "lstm", (18, 3, 3, 132), compute, dtype, lengths=np.arange(18) % 4)
+        sizes = (132, 18, 4, 132, np.dtype(dtype).itemsize, compute, 1)  # of its forward
+        plan = plans.plan(devices.current_device(), *sizes)
+    assert plan is not None and 0 < plan.held < plan.rounds
+    assert (plan.scratch > 0) == (plan.held + plan.shared < plan.rounds) == (room == "less")
+
+
+def test_one_launch_where_launches_of_steps_would_take_longer(backend: Any) -> None:
+    from pyrnn_cupy import devices, plans
+
+    h200 = devices.Device(processors=132, shared=227 << 10, cache=60 << 20, capability=90)
+
+    def in_one_launch(hidden: int, batch: int, compute: str | None = None) -> bool:
+        return plans.plan(h200, hidden, batch, 4, hidden, 4, compute, 1) is not None
+
+    assert all(in_one_launch(hidden, batch) for hidden in (1, 100, 512, 768) for batch in (1, 16, 64))
+    assert in_one_launch(2048, 1) and in_one_launch(2048, 16, "bfloat16")
+    assert not in_one_launch(2048, 256) and not in_one_launch(5000, 1)  # too much work; too many units
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_in_any_order_of_threads(backend: Any, seed: int, reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:

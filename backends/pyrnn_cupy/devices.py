@@ -17,12 +17,15 @@ class Device(NamedTuple):
         Its multiprocessors.
     shared
         The bytes of shared memory that a block may have.
+    cache
+        The bytes of its second-level cache.
     capability
         Its compute capability, as 90.
     """
 
     processors: int
     shared: int
+    cache: int
     capability: int
 
 
@@ -38,5 +41,6 @@ def _device(number: int) -> Device:
     return Device(
         attributes["MultiProcessorCount"],
         attributes["MaxSharedMemoryPerBlockOptin"],
+        attributes["L2CacheSize"],
         int(device.compute_capability),
     )

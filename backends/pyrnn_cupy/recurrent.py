@@ -101,13 +101,14 @@ class Call:
             f"recurrent_{direction}.cu", f"{direction}_sequence", self.dtype, cooperative=True, CELL=self.cell,
             COMPUTE=COMPUTE[self.compute], SUMS=sums, **plan.constants(),
         )  # fmt: skip
-        run.max_dynamic_shared_size_bytes = plan.shared
+        run.max_dynamic_shared_size_bytes = plan.memory
         operand = 2 if self.compute == "bfloat16" else self.dtype.itemsize
         size = 2 * self.batch * plan.padded * operand
         zeros = cupy.zeros(size + 4 * plan.groups * plan.blocks, np.uint8)
-        exchange, flags = zeros[:size], zeros[size:]
-        arguments = (*self.sequence, np.int32(plan.tile), *arguments, exchange, flags)
-        run((plan.blocks, plan.groups), (plans.THREADS,), arguments, shared_mem=plan.shared)
+        exchange, flags, weights = zeros[:size], zeros[size:], cupy.empty(plan.scratch, np.uint8)
+        sizes = (np.int32(plan.tile), np.int32(plan.shared))
+        arguments = (*self.sequence, *sizes, *arguments, weights, exchange, flags)
+        run((plan.blocks, plan.groups), (plans.THREADS,), arguments, shared_mem=plan.memory)
 
     def launch_step(self, name: str, active: int, step: int, phase: int, *arguments: Any) -> None:
         """Run a kernel of ``steps.cu`` over the rows that have a step."""

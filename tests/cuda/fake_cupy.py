@@ -960,7 +960,7 @@ def install() -> Any:
 
 @contextmanager
 def installed(**changes: Any) -> Iterator[Any]:
-    """Install the stand-in for a while; afterwards the plugin that was imported on it is forgotten as well.
+    """Install the stand-in for a while, for which the plugin is imported anew; afterwards all is as it was before.
 
     Parameters
     ----------
@@ -972,7 +972,7 @@ def installed(**changes: Any) -> Iterator[Any]:
     module
         What ``import cupy`` gives.
     """
-    found = {name: sys.modules.get(name) for name in MODULES}
+    found = _take_away()
     before = dict(vars(settings))
     attributes = {**settings.attributes, **changes.pop("attributes", {})}
     vars(settings).update(changes, attributes=attributes)
@@ -980,6 +980,11 @@ def installed(**changes: Any) -> Iterator[Any]:
         yield install()
     finally:
         vars(settings).update(before)
-        for name in [name for name in sys.modules if name in MODULES or name.partition(".")[0] == "pyrnn_cupy"]:
-            del sys.modules[name]
-        sys.modules.update({name: one for name, one in found.items() if one is not None})
+        _take_away()
+        sys.modules.update(found)
+
+
+def _take_away() -> dict[str, Any]:
+    """Take CuPy or its stand-in, and the plugin, out of the modules imported, and return them."""
+    names = [name for name in sys.modules if name in MODULES or name.partition(".")[0] == "pyrnn_cupy"]
+    return {name: sys.modules.pop(name) for name in names}

@@ -1,11 +1,14 @@
-/* A block's own products: rows of states times the weights of its units, which stay in registers for the whole sequence.
+/* A block's own products: rows of states times the weights of its units, which stay in the block for the whole sequence.
 
-   Compiled with -DUNITS (units of a block, a power of two up to 32), -DSUMS (sums for a unit), -DROUNDS (of the loop below),
-   -DTHREADS, and -DCOMPUTE=EXACT|TF32|BF16. The depth of the sums is known when they run: what ROUNDS has beyond it is zeros.
+   Compiled with -DUNITS (units of a block, a power of two up to 32), -DSUMS (sums for a unit), -DROUNDS (of the loop below), -DHELD
+   (of these rounds), -DAT_ONCE (rows), -DTHREADS, and -DCOMPUTE=EXACT|TF32|BF16. The depth of the sums is known when they run:
+   what ROUNDS has beyond it is zeros.
 
-   (a) EXACT: a thread has one unit and every SLICES-th group of four terms of its sums, ROUNDS groups. It multiplies them with four
-       rows at a time, which all threads of a slice read from shared memory at once. Slices are added up in a fixed tree.
-   (b) TF32, BF16: a warp has all units and every WARPS-th step of the matrix units in depth, ROUNDS steps.
+   (a) EXACT: a thread has one unit and every SLICES-th group of four terms of its sums, ROUNDS groups. It multiplies them with
+       AT_ONCE rows at a time, which all threads of a slice read from shared memory at once. Slices are added up in a fixed tree.
+   (b) TF32, BF16: a warp has all units and every WARPS-th step of the matrix units in depth, ROUNDS steps, for 16 rows at a time.
+   (c) The weights of the first HELD rounds are in registers, those of `in_shared` more in shared memory. What finds no room there
+       is in global memory, to be read in each step: from the second-level cache, if it is large enough.
    Results depend on nothing but a row's own operands: not on the rows beside it. */
 #pragma once
 
@@ -56,112 +59,186 @@ struct Weights {
     }
 };
 
+/* A thread's weights of one round. */
 #if COMPUTE == EXACT
-struct Product {
-    REAL w[SUMS][ROUNDS][4];
+typedef REAL Weight;
+#define WEIGHTS (SUMS * 4)
+#define PIECE 16 /* bytes that a thread reads of them at once */
+#else
+typedef unsigned Weight; /* a TF32, or two of bfloat16 */
+#define WEIGHTS (TILES * 2)
+#define PIECE 8
+#endif
+struct Round {
+    Weight w[WEIGHTS];
+};
 
-    __device__ __forceinline__ void load(const Weights &weights) {
-        const int unit = threadIdx.x % UNITS, slice = threadIdx.x / UNITS;
+/* Rounds of weights in memory, piece by piece, with those of neighbouring threads side by side. */
+struct Rounds {
+    struct alignas(PIECE) Piece {
+        Weight at[PIECE / sizeof(Weight)];
+    };
+    static constexpr int EACH = PIECE / sizeof(Weight), PIECES = WEIGHTS / EACH;
+    Piece *at;
+
+    __device__ __forceinline__ Piece &piece(int i, int p) const { return at[(i * PIECES + p) * THREADS + threadIdx.x]; }
+    __device__ __forceinline__ void put(int i, const Round &round) const {
 #pragma unroll
-        for (int s = 0; s < SUMS; s++)
-#pragma unroll
-            for (int i = 0; i < ROUNDS; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) w[s][i][j] = weights.at(s, unit, (i * SLICES + slice) * 4 + j);
+        for (int j = 0; j < WEIGHTS; j++) piece(i, j / EACH).at[j % EACH] = round.w[j];
     }
-
-    /* parts[row][warp][sum][unit] of `rows` rows of the tile. */
-    __device__ __forceinline__ void run(const Operand *tile, int rows, REAL *parts) const {
-        const int unit = threadIdx.x % UNITS, slice = threadIdx.x / UNITS, warp = threadIdx.x / 32;
-        for (int r0 = 0; r0 < rows; r0 += 4) {
-            REAL sum[4][SUMS] = {};
+    __device__ __forceinline__ Round get(int i) const {
+        Round round;
 #pragma unroll
-            for (int i = 0; i < ROUNDS; i++)
+        for (int p = 0; p < PIECES; p++) {
+            const Piece from = piece(i, p);
 #pragma unroll
-                for (int r = 0; r < 4; r++) {
-                    REAL term[4];
-                    const Pack<REAL> *from = (const Pack<REAL> *)(tile + (r0 + r) * SHARED_ROW + (i * SLICES + slice) * 4);
-#pragma unroll
-                    for (int j = 0; j < 4; j++) term[j] = from[j * (int)sizeof(REAL) / 16].at[j % (16 / (int)sizeof(REAL))];
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-#pragma unroll
-                        for (int s = 0; s < SUMS; s++) sum[r][s] = fma(w[s][i][j], term[j], sum[r][s]);
-                }
-#pragma unroll
-            for (int r = 0; r < 4; r++)
-#pragma unroll
-                for (int s = 0; s < SUMS; s++) {
-#pragma unroll
-                    for (int other = UNITS; other < 32; other *= 2) sum[r][s] += __shfl_xor_sync(0xffffffffu, sum[r][s], other);
-                    if (threadIdx.x % 32 < UNITS) parts[(((r0 + r) * WARPS + warp) * SUMS + s) * UNITS + unit] = sum[r][s];
-                }
+            for (int j = 0; j < EACH; j++) round.w[p * EACH + j] = from.at[j];
         }
+        return round;
     }
 };
-#else
-struct Product {
-    unsigned w[ROUNDS][TILES][2];
+#define ROUND_PIECES (Rounds::PIECES * THREADS) /* of all threads */
+/* Rounds that a thread fetches at once from global memory, so that enough of it is on its way. */
+#define FETCHED (128 / (int)sizeof(Round) + 1)
 
-    __device__ __forceinline__ static unsigned pair(const Weights &weights, int column, int k) {
-        const int sum = column / UNITS, unit = column % UNITS;
-        if (column >= COLUMNS) return 0;
-#if COMPUTE == BF16
-        return to_bf16(weights.at(sum, unit, k)) | to_bf16(weights.at(sum, unit, k + 1)) << 16;
-#else
-        return to_tf32(weights.at(sum, unit, k));
-#endif
+/* The weights of round i, and what they give with a tile: sums of AT_ONCE rows. */
+#if COMPUTE == EXACT
+__device__ __forceinline__ Round load_round(const Weights &weights, int i) {
+    const int unit = threadIdx.x % UNITS, slice = threadIdx.x / UNITS;
+    Round round;
+#pragma unroll
+    for (int s = 0; s < SUMS; s++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) round.w[s * 4 + j] = weights.at(s, unit, (i * SLICES + slice) * 4 + j);
+    return round;
+}
+
+struct Sums {
+    REAL of[AT_ONCE][SUMS];
+
+    /* Add round i of the rows from r0. */
+    __device__ __forceinline__ void add(const Round &round, int i, const Operand *tile, int r0) {
+        const int slice = threadIdx.x / UNITS;
+#pragma unroll
+        for (int r = 0; r < AT_ONCE; r++) {
+            REAL term[4];
+            const Pack<REAL> *from = (const Pack<REAL> *)(tile + (r0 + r) * SHARED_ROW + (i * SLICES + slice) * 4);
+#pragma unroll
+            for (int j = 0; j < 4; j++) term[j] = from[j * (int)sizeof(REAL) / 16].at[j % (16 / (int)sizeof(REAL))];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+#pragma unroll
+                for (int s = 0; s < SUMS; s++) of[r][s] = fma(round.w[s * 4 + j], term[j], of[r][s]);
+        }
     }
 
-    __device__ __forceinline__ void load(const Weights &weights) {
-        const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
-        const int each = STEP / 8; /* terms in a register */
+    /* Write parts[row][warp][sum][unit]. */
+    __device__ __forceinline__ void write(REAL *parts, int r0) {
+        const int unit = threadIdx.x % UNITS, warp = threadIdx.x / 32;
 #pragma unroll
-        for (int i = 0; i < ROUNDS; i++)
+        for (int r = 0; r < AT_ONCE; r++)
 #pragma unroll
-            for (int n = 0; n < TILES; n++)
+            for (int s = 0; s < SUMS; s++) {
 #pragma unroll
-                for (int half = 0; half < 2; half++)
-                    w[i][n][half] = pair(weights, n * 8 + group, (i * WARPS + warp) * STEP + half * STEP / 2 + within * each);
-    }
-
-    __device__ __forceinline__ void run(const Operand *tile, int rows, REAL *parts) const {
-        const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
-        for (int r0 = 0; r0 < rows; r0 += 16) {
-            float sum[TILES][4] = {};
-#pragma unroll
-            for (int i = 0; i < ROUNDS; i++) {
-                unsigned a[4];
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const int row = r0 + group + j % 2 * 8, k = (i * WARPS + warp) * STEP + j / 2 * STEP / 2 + within * (STEP / 8);
-                    a[j] = *(const unsigned *)(tile + row * SHARED_ROW + k);
-                }
-#pragma unroll
-                for (int n = 0; n < TILES; n++) {
-                    unsigned b[2] = {w[i][n][0], w[i][n][1]};
-                    mma_bf16_or_tf32(sum[n], a, b);
-                }
+                for (int other = UNITS; other < 32; other *= 2) of[r][s] += __shfl_xor_sync(0xffffffffu, of[r][s], other);
+                if (threadIdx.x % 32 < UNITS) parts[(((r0 + r) * WARPS + warp) * SUMS + s) * UNITS + unit] = of[r][s];
             }
+    }
+};
+#else
+__device__ __forceinline__ Weight load_weight(const Weights &weights, int column, int k) {
+    const int sum = column / UNITS, unit = column % UNITS;
+    if (column >= COLUMNS) return 0;
+#if COMPUTE == BF16
+    return to_bf16(weights.at(sum, unit, k)) | to_bf16(weights.at(sum, unit, k + 1)) << 16;
+#else
+    return to_tf32(weights.at(sum, unit, k));
+#endif
+}
+__device__ __forceinline__ Round load_round(const Weights &weights, int i) {
+    const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+    const int each = STEP / 8; /* terms in a register */
+    Round round;
 #pragma unroll
-            for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < TILES; n++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const int row = r0 + group + j / 2 * 8, column = n * 8 + within * 2 + j % 2;
-                    if (column < COLUMNS) parts[(row * WARPS + warp) * COLUMNS + column] = sum[n][j];
-                }
+        for (int half = 0; half < 2; half++)
+            round.w[n * 2 + half] = load_weight(weights, n * 8 + group, (i * WARPS + warp) * STEP + half * STEP / 2 + within * each);
+    return round;
+}
+
+struct Sums {
+    float of[TILES][4];
+
+    __device__ __forceinline__ void add(const Round &round, int i, const Operand *tile, int r0) {
+        const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+        unsigned a[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int row = r0 + group + j % 2 * 8, k = (i * WARPS + warp) * STEP + j / 2 * STEP / 2 + within * (STEP / 8);
+            a[j] = *(const unsigned *)(tile + row * SHARED_ROW + k);
+        }
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+            const unsigned b[2] = {round.w[n * 2], round.w[n * 2 + 1]};
+#if COMPUTE == BF16
+            mma_bf16(of[n], a, b);
+#else
+            mma_tf32(of[n], a, b);
+#endif
         }
     }
 
-    __device__ __forceinline__ static void mma_bf16_or_tf32(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-#if COMPUTE == BF16
-        mma_bf16(c, a, b);
-#else
-        mma_tf32(c, a, b);
-#endif
+    __device__ __forceinline__ void write(REAL *parts, int r0) {
+        const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int row = r0 + group + j / 2 * 8, column = n * 8 + within * 2 + j % 2;
+                if (column < COLUMNS) parts[(row * WARPS + warp) * COLUMNS + column] = of[n][j];
+            }
     }
 };
 #endif
+
+struct Product {
+    Round held[HELD];
+    Rounds shared, others;
+    int in_shared;
+
+    /* With shared memory for so many rounds, and global memory where each block has its own. */
+    __device__ __forceinline__ Product(Rounds::Piece *shared, int in_shared, Rounds::Piece *others)
+        : shared{shared}, others{others}, in_shared(in_shared) {
+        this->others.at += (long long)(blockIdx.y * gridDim.x + blockIdx.x) * (ROUNDS - HELD - in_shared) * ROUND_PIECES;
+    }
+
+    /* A thread reads no weights but those that it has put there. */
+    __device__ __forceinline__ void load(const Weights &weights) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) held[i] = load_round(weights, i);
+        for (int i = HELD; i < ROUNDS; i++) {
+            const Round round = load_round(weights, i);
+            if (i < HELD + in_shared) shared.put(i - HELD, round);
+            else others.put(i - HELD - in_shared, round);
+        }
+    }
+
+    /* Multiply `rows` rows of a tile. */
+    __device__ __forceinline__ void run(const Operand *tile, int rows, REAL *parts) const {
+        for (int r0 = 0; r0 < rows; r0 += AT_ONCE) {
+            Sums sums = {};
+#pragma unroll
+            for (int i = 0; i < HELD; i++) sums.add(held[i], i, tile, r0);
+            if (HELD < ROUNDS) {
+                for (int i = 0; i < in_shared; i++) sums.add(shared.get(i), HELD + i, tile, r0);
+#pragma unroll FETCHED
+                for (int i = HELD + in_shared; i < ROUNDS; i++) sums.add(others.get(i - HELD - in_shared), i, tile, r0);
+            }
+            sums.write(parts, r0);
+        }
+    }
+};
 
 /* One sum of the parts. */
 __device__ __forceinline__ REAL total(const REAL *parts, int row, int sum, int unit) {

@@ -1,7 +1,7 @@
 /* A recurrent layer in one launch for the whole sequence: what `recurrent_forward.cu` and `recurrent_backward.cu` share.
 
-   (a) A block has UNITS units, and keeps their recurrent weights in registers. Blocks of a row of the grid (gridDim.x of them)
-       share a group of sequences: sorted rows group, group + gridDim.y, ... Groups need nothing of each other.
+   (a) A block has UNITS units, and keeps their recurrent weights. Blocks of a row of the grid (gridDim.x of them) share a group of
+       sequences: sorted rows group, group + gridDim.y, ... Groups need nothing of each other.
    (b) In a step a block reads the operands that all blocks of its group have written, makes its products and its units' cells, and
        writes the operands of the next step. Forward these are states, backward the gradients of the gates. They lie in one of
        two buffers: who writes to one has heard that all have read it.
@@ -20,15 +20,17 @@
 __device__ __forceinline__ int sorted_row(int r) { return r * (int)gridDim.y + (int)blockIdx.y; }
 __device__ __forceinline__ int group_rows(int B) { return (B - (int)blockIdx.y + (int)gridDim.y - 1) / (int)gridDim.y; }
 
-/* Shared memory: tiles of operands, one of which is fetched while another is multiplied where a group has more rows than a tile;
-   the parts of their products; and what a block keeps of its cells. */
+/* Shared memory: weights; tiles of operands, one of which is fetched while another is multiplied where a group has more rows than a
+   tile; the parts of their products; and what a block keeps of its cells. */
 struct Shared {
+    Rounds::Piece *weights;
     Operand *tiles;
     REAL *parts, *own;
     int tile_rows;
 
-    __device__ __forceinline__ Shared(int4 *memory, int rows, int tile_rows)
-        : tiles((Operand *)memory), parts((REAL *)(tiles + (rows > tile_rows ? 2 : 1) * tile_rows * SHARED_ROW)),
+    __device__ __forceinline__ Shared(int4 *memory, int rounds, int rows, int tile_rows)
+        : weights((Rounds::Piece *)memory), tiles((Operand *)(weights + rounds * ROUND_PIECES)),
+          parts((REAL *)(tiles + (rows > tile_rows ? 2 : 1) * tile_rows * SHARED_ROW)),
           own(parts + tile_rows * WARPS * COLUMNS), tile_rows(tile_rows) {}
 
     __device__ __forceinline__ Operand *tile(int first) const { return tiles + first / tile_rows % 2 * tile_rows * SHARED_ROW; }

@@ -17,20 +17,21 @@ __device__ __forceinline__ Kept load_kept(
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
-    const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int tile_rows,
+    const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int tile_rows, int in_shared,
     const REAL *w_hh, const REAL *h0, const REAL *c0, const REAL *gates, const REAL *extra, const REAL *y,
-    const REAL *dy, const REAL *dh_n, const REAL *dc_n, REAL *d_gates, REAL *dh0, REAL *dc0, Operand *exchange, unsigned *flags
+    const REAL *dy, const REAL *dh_n, const REAL *dc_n, REAL *d_gates, REAL *dh0, REAL *dc0,
+    Rounds::Piece *weights, Operand *exchange, unsigned *flags
 ) {
     extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
     const bool mine = unit < H; /* a thread's cells are all of one unit */
-    const Shared shared(shared_memory, count, tile_rows);
+    const Shared shared(shared_memory, in_shared, count, tile_rows);
     REAL *dh = shared.own, *dc = dh + count * UNITS; /* [row][unit] */
     const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
     exchange += (long long)blockIdx.y * PADDED;
     flags += blockIdx.y * gridDim.x;
-    Product product;
+    Product product(shared.weights, in_shared, weights);
     product.load({w_hh, 0, 1, H, first, H, GATES * H});
     for (int p = threadIdx.x; p < count * UNITS; p += THREADS) {
         const long long at = (long long)rows[sorted_row(p / UNITS)] * H + unit;

@@ -2,20 +2,20 @@
 #include "recurrent.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
-    const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int tile_rows,
+    const int *rows, const int *lengths, const long long *firsts, int B, int T, int H, int reverse, int tile_rows, int in_shared,
     const REAL *w_hh, const REAL *b, const REAL *b_hn, const REAL *h0, const REAL *c0, REAL *gates, REAL *extra, int keep,
-    REAL *y, REAL *h_n, REAL *c_n, Operand *exchange, unsigned *flags
+    REAL *y, REAL *h_n, REAL *c_n, Rounds::Piece *weights, Operand *exchange, unsigned *flags
 ) {
     extern __shared__ int4 shared_memory[];
     const Sequence q = {rows, lengths, firsts, B, T, H, reverse};
     const int first = blockIdx.x * UNITS, unit = first + threadIdx.x % UNITS, count = group_rows(B);
     const bool mine = unit < H; /* a thread's cells are all of one unit */
-    const Shared shared(shared_memory, count, tile_rows);
+    const Shared shared(shared_memory, in_shared, count, tile_rows);
     REAL *own = shared.own; /* [row][unit]: c, or h */
     const long long buffer = (long long)B * PADDED, row_step = (long long)gridDim.y * PADDED;
     exchange += (long long)blockIdx.y * PADDED;
     flags += blockIdx.y * gridDim.x;
-    Product product;
+    Product product(shared.weights, in_shared, weights);
     product.load({w_hh, (long long)H * H, H, 1, first, H, H});
     Gates bias = {};
     if (b && mine) bias = load_gates(b, 0, H, unit);
