@@ -260,6 +260,7 @@ def _milliseconds(call: Callable[[], Any], count: int) -> float:
 
 def _graphed(call: Callable[[], Any], stream: Any, theirs: bool) -> Callable[[], Any]:
     """Return a function that replays a CUDA graph of a call."""
+    import cupy
     import torch
 
     for _ in range(2):  # so that nothing is left to be compiled or allocated
@@ -270,12 +271,19 @@ def _graphed(call: Callable[[], Any], stream: Any, theirs: bool) -> Callable[[],
         with torch.cuda.graph(graph, stream=torch.cuda.ExternalStream(stream.ptr)):
             call()
         return graph.replay
-    stream.begin_capture()
-    try:
-        kept = call()
-    finally:
-        captured = stream.end_capture()
-    return lambda kept=kept: captured.launch(stream)
+    pool = cupy.cuda.MemoryPool()  # so that what the graph writes to is nobody else's
+    with cupy.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        try:
+            outputs = call()
+        finally:
+            captured = stream.end_capture()
+
+    def replay() -> Any:
+        captured.launch(stream)
+        return outputs
+
+    return replay
 
 
 def measure(case: Case, stream: Any, rng: Any) -> dict[str, Any]:

@@ -126,6 +126,34 @@ def test_a_gru_that_resets_before_its_product(backend: Any) -> None:
     parity(backend, "gru", (4, 5, 3, 20), None, "float64", lengths=[3, 0, 5, 5], reset_after=False)
 
 
+@pytest.mark.parametrize("way", ["in one launch", "step by step"])
+def test_a_training_step_is_captured_in_a_graph(backend: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyrnn_cupy import plans
+
+    if way == "step by step":
+        monkeypatch.setattr(plans, "plan", lambda *_: None)
+    cupy = backend.xp
+    rng = np.random.default_rng(0)
+    x, w_ih, w_hh = (cupy.asarray(rng.standard_normal(shape)) for shape in ((2, 3, 4), (20, 4), (20, 5)))
+
+    def step() -> tuple[Any, ...]:
+        with pyrnn.use_backend(backend):
+            outputs, pullback = pyrnn.vjp(pyrnn.lstm, x, w_ih, w_hh)
+            return *outputs, *pullback([outputs[0], None, None])[:3]
+
+    step()
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        found = step()
+        graph = stream.end_capture()
+    for _ in range(2):
+        x[...] = cupy.asarray(rng.standard_normal(x.shape))
+        graph.launch(stream)
+        for got, want in zip(found, step(), strict=True):
+            np.testing.assert_array_equal(got.get(), want.get())
+
+
 def test_nothing_is_copied_in_a_second_call(backend: Any) -> None:
     cupy = backend.xp
     x, w_ih, w_hh = (cupy.zeros(shape, np.float32) for shape in ((2, 3, 4), (20, 4), (20, 5)))

@@ -94,6 +94,22 @@ def test_a_step_copies_nothing_but_the_loss_that_is_read(cupy: Any, backend: Any
     assert fake_cupy.transfers.to_host == 2
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prediction_is_captured_in_a_graph(cupy: Any, backend: Any, name: str) -> None:
+    model = MODELS[name]().to(backend)
+    given, _ = data(name)
+    x = cupy.asarray(given)
+    model.predict(x)  # kernels are compiled, and tables brought to the device
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        y, _ = model.predict(x)
+        graph = stream.end_capture()
+    x[...] = cupy.asarray(given[::-1].copy())
+    graph.launch(stream)
+    np.testing.assert_array_equal(y.get(), model.predict(x)[0].get())
+
+
 @pytest.mark.parametrize("name", ["lstm", "tcn", "wavenet"])
 @pytest.mark.parametrize("lengths", [None, [9, 4, 0]])
 def test_training_goes_as_on_the_host(cupy: Any, backend: Any, name: str, lengths: Any) -> None:

@@ -1,26 +1,49 @@
 """Products of matrices by cuBLAS, of views as they lie: copied only where neither axis has stride 1.
 
+cuBLAS is called itself, as CuPy's functions for it refuse a stream that captures a graph, which cuBLAS allows.
 Sums down columns are a kernel of our own.
 """
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from typing import Any
 
 import cupy
 import numpy as np
-from cupy.cuda import cublas, device
+from cuda.pathfinder import load_nvidia_dynamic_lib
+from cupy.cuda import device
 
 from .modules import given, kernel
 
 FLOAT32, FLOAT64 = 0, 1  # CUDA_R_32F, CUDA_R_64F of library_types.h
+COMPUTE = {None: 68, "tf32": 77, "bfloat16": 75}  # CUBLAS_COMPUTE_32F, and 32F_FAST_TF32, 32F_FAST_16BF
+COMPUTE_FLOAT64 = 70  # CUBLAS_COMPUTE_64F
+DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 SUM_COLUMNS, SUM_THREADS = 32, 512  # of a block of sums.cu
 SUM_BLOCKS, SUM_ROWS = 512, 64  # at most so many blocks, with at least so many rows each
-COMPUTE = {  # cublasComputeType_t
-    None: "CUBLAS_COMPUTE_32F",
-    "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32",
-    "bfloat16": "CUBLAS_COMPUTE_32F_FAST_16BF",
-}
+
+
+@cache
+def _cublas() -> Any:
+    """Return cuBLAS, as CuPy finds it."""
+    library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    integer, stride, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+    matrix = (pointer, integer, integer, stride)
+    library.cublasSetStream_v2.argtypes = (pointer, pointer)
+    library.cublasGemmStridedBatchedEx.argtypes = (
+        pointer, integer, integer, integer, integer, integer, pointer, *matrix, *matrix, pointer, *matrix,
+        integer, integer, integer,
+    )  # fmt: skip
+    library.cublasGetStatusString.argtypes, library.cublasGetStatusString.restype = (integer,), ctypes.c_char_p
+    return library
+
+
+def _call(function: str, *arguments: Any) -> None:
+    status = getattr(_cublas(), function)(device.get_cublas_handle(), *arguments)
+    if status:
+        raise RuntimeError(f"{function}: {_cublas().cublasGetStatusString(status).decode()}")
 
 
 def product(a: Any, b: Any, out: Any = None, *, add: bool = False, compute: str | None = None) -> Any:
@@ -48,17 +71,18 @@ def product(a: Any, b: Any, out: Any = None, *, add: bool = False, compute: str 
         return out
     double = a.dtype == np.float64
     kind = FLOAT64 if double else FLOAT32
-    mode = getattr(cublas, "CUBLAS_COMPUTE_64F" if double else COMPUTE[compute])
+    mode = COMPUTE_FLOAT64 if double else COMPUTE[compute]
     one, beta = np.ones(1, a.dtype), np.full(1, add, a.dtype)
     a, a_trans, a_row, a_batch = _laid_out(a)
     b, b_trans, b_row, b_batch = _laid_out(b)
     _, _, out_row, out_batch = _laid_out(out)
     rows, columns = shape[-2:]
     # cuBLAS has columns where we have rows: it computes outᵀ = bᵀ · aᵀ.
-    cublas.gemmStridedBatchedEx(
-        device.get_cublas_handle(), b_trans, a_trans, columns, rows, a.shape[-1], one.ctypes.data,
+    _call("cublasSetStream_v2", cupy.cuda.get_current_stream().ptr)
+    _call(
+        "cublasGemmStridedBatchedEx", b_trans, a_trans, columns, rows, a.shape[-1], one.ctypes.data,
         b.data.ptr, kind, b_row, b_batch, a.data.ptr, kind, a_row, a_batch, beta.ctypes.data,
-        out.data.ptr, kind, out_row, out_batch, shape[0] if len(shape) == 3 else 1, mode, cublas.CUBLAS_GEMM_DEFAULT,
+        out.data.ptr, kind, out_row, out_batch, shape[0] if len(shape) == 3 else 1, mode, DEFAULT_ALGORITHM,
     )  # fmt: skip
     return out
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -17,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import emulator
@@ -110,6 +112,8 @@ class Memory:
             self.root, self.start = _root(foreign), 0
         self.ptr = self.root.ctypes.data + self.start if size else 0
         _memories[id(self.root)] = self
+        if (pool := getattr(_thread, "pool", None)) is not None:
+            pool.kept.append(self)
 
     def forget(self) -> None:
         """Make it as new."""
@@ -151,7 +155,14 @@ class MemoryPointer:
 
 
 class MemoryPool:
-    """The memory that is in use."""
+    """The memory that is in use; and what was taken from this pool, which is nobody else's while the pool is there."""
+
+    def __init__(self) -> None:
+        self.kept: list[Memory] = []
+
+    def malloc(self, size: int) -> MemoryPointer:
+        with using_allocator(self.malloc):
+            return MemoryPointer(Memory(size), 0)
 
     def used_bytes(self) -> int:
         return sum(memory.size for found in _memories.valuerefs() if (memory := found()) is not None)
@@ -160,6 +171,16 @@ class MemoryPool:
 
     def free_all_blocks(self, stream: Any = None) -> None:
         pass
+
+
+@contextmanager
+def using_allocator(allocator: Any) -> Iterator[None]:
+    """Take memory from a pool, whose ``malloc`` is given."""
+    before, _thread.pool = getattr(_thread, "pool", None), allocator.__self__
+    try:
+        yield
+    finally:
+        _thread.pool = before
 
 
 # --- calls of numpy ---------------------------------------------------------------------------------------------------
@@ -801,7 +822,8 @@ class Graph:
 
     def record(self, call: Callable[[], Any], *used: Any) -> None:
         self._calls.append(call)
-        self._memories += [weakref.ref(value._memory) for value in used if isinstance(value, ndarray)]
+        memories = [value._memory if isinstance(value, ndarray) else value for value in used]
+        self._memories += [weakref.ref(memory) for memory in memories if isinstance(memory, Memory)]
 
     def launch(self, stream: Any = None) -> None:
         if any(memory() is None for memory in self._memories):
@@ -899,6 +921,26 @@ class Event:
 # --- the module -------------------------------------------------------------------------------------------------------
 
 
+def _load_nvidia_dynamic_lib(name: str) -> Any:
+    """Find cuBLAS, as the package cuda-pathfinder does, by which CuPy finds it."""
+    if name != "cublas":
+        raise ImportError(f"no stand-in for {name}")
+    return types.SimpleNamespace(abs_path=str(fake_cublas.library(Path(_libraries.name), emulator.CXX, _multiply)))
+
+
+_libraries = tempfile.TemporaryDirectory()
+
+
+def _multiply(product: Callable[[], None], *addresses: int) -> None:
+    """Do a product of cuBLAS's, or write it down if the stream captures, with the memory that lies at the addresses."""
+    graph = get_current_stream()._graph
+    if graph is None:
+        product()
+        return
+    memories = [memory for found in _memories.valuerefs() if (memory := found()) is not None]
+    graph.record(product, *(m for m in memories if any(m.ptr <= at < m.ptr + m.size for at in addresses)))
+
+
 class _Module(types.ModuleType):
     """A module with some names of its own, and with those of one of numpy's, whose functions are made ours."""
 
@@ -931,8 +973,8 @@ _cuda = _Module(
     "cupy.cuda", Device=Device, Stream=Stream, Event=Event, Graph=Graph, MemoryPointer=MemoryPointer, runtime=_runtime,
     driver=_driver, compiler=_Module("cupy.cuda.compiler", CompileException=CompileException),
     is_available=lambda: True, get_current_stream=get_current_stream, alloc=lambda size: MemoryPointer(Memory(size), 0),
-    get_elapsed_time=lambda start, end: 1000 * (end.time - start.time), cublas=fake_cublas,
-    device=_Module("cupy.cuda.device", get_cublas_handle=fake_cublas.get_cublas_handle),
+    get_elapsed_time=lambda start, end: 1000 * (end.time - start.time), MemoryPool=MemoryPool,
+    using_allocator=using_allocator, device=_Module("cupy.cuda.device", get_cublas_handle=lambda: 1),
 )  # fmt: skip
 module = _Module(
     "cupy", np, __version__="14.2.0", newaxis=None, ndarray=ndarray, ufunc=ufunc, cuda=_cuda, RawModule=RawModule,
@@ -946,7 +988,9 @@ module = _Module(
     random=_Module("cupy.random", np.random, default_rng=_Generator),
 )  # fmt: skip
 _cupyx = _Module("cupyx", scatter_add=lambda a, index, value: module.add.at(a, index, value))
+_pathfinder = _Module("cuda.pathfinder", load_nvidia_dynamic_lib=_load_nvidia_dynamic_lib)
 _parts_of_it = (
+    _Module("cuda", pathfinder=_pathfinder), _pathfinder,
     module, _cuda, _cuda.device, _runtime, _driver, _cuda.compiler, module.cublas, module.linalg, module.random, _cupyx
 )  # fmt: skip
 MODULES = {part.__name__: part for part in _parts_of_it}
