@@ -74,24 +74,28 @@ def test_precisions(backend: Any, op: str, sizes: tuple[int, int, int, int], com
     parity(backend, op, sizes, compute, "float32", lengths=np.arange(sizes[0]) % (sizes[1] + 1))
 
 
-# For a block's weights there is room in shared memory of 227 KiB; in less, some are read from the device's own.
-@pytest.mark.parametrize("room", ["shared", "less"])
+# For a block's weights there is room in shared memory of 227 KiB, most of all if operands come there in parts; in less,
+# some are read from the device's own.
+@pytest.mark.parametrize("room", ["shared", "parts", "less"])
 @pytest.mark.parametrize(
     ("dtype", "compute", "less"),
     [("float32", None, 64), ("float64", None, 96), ("float32", "tf32", 96), ("float32", "bfloat16", 96)],
 )
 def test_weights_beyond_the_registers(dtype: str, compute: str | None, less: int, room: str) -> None:
-    kibibytes = 227 if room == "shared" else less
+    kibibytes = less if room == "less" else 227
     with fake_cupy.installed(attributes={"MultiProcessorCount": 5, "MaxSharedMemoryPerBlockOptin": kibibytes << 10}):
         from pyrnn_cupy import CupyBackend, devices, plans
 
         plans.REGISTERS = plans.MATRIX_REGISTERS = 32
-        plans.FETCHED_REGISTERS = 0
+        plans.FETCHED = plans.WITH_MEMORY = plans.WITH_MANY_ROWS = 0
+        if room == "parts":
+            plans.TILE = -10_000  # the more parts, the better
         parity(CupyBackend(), "lstm", (18, 3, 3, 132), compute, dtype, lengths=np.arange(18) % 4)
-        sizes = (132, 18, 4, 132, np.dtype(dtype).itemsize, compute, 1)  # of its forward
-        plan = plans.plan(devices.current_device(), *sizes)
+        forward = plans.Work(132, 18, 4, 132, np.dtype(dtype).itemsize, compute, 1)
+        plan = plans.plan(devices.current_device(), forward)
     assert plan is not None and 0 < plan.held < plan.rounds
     assert (plan.scratch > 0) == (plan.held + plan.shared < plan.rounds) == (room == "less")
+    assert (plan.part < plan.rounds) == (room == "parts")
 
 
 def test_one_launch_where_launches_of_steps_would_take_longer(backend: Any) -> None:
@@ -100,7 +104,7 @@ def test_one_launch_where_launches_of_steps_would_take_longer(backend: Any) -> N
     h200 = devices.Device(processors=132, shared=227 << 10, cache=60 << 20, capability=90)
 
     def in_one_launch(hidden: int, batch: int, compute: str | None = None) -> bool:
-        return plans.plan(h200, hidden, batch, 4, hidden, 4, compute, 1) is not None
+        return plans.plan(h200, plans.Work(hidden, batch, 4, hidden, 4, compute, 1)) is not None
 
     assert all(in_one_launch(hidden, batch) for hidden in (1, 100, 512, 768) for batch in (1, 16, 64))
     assert in_one_launch(2048, 1) and in_one_launch(2048, 16, "bfloat16")
@@ -124,6 +128,13 @@ def test_steps_where_weights_find_no_room(backend: Any, op: str, monkeypatch: py
 
 def test_a_gru_that_resets_before_its_product(backend: Any) -> None:
     parity(backend, "gru", (4, 5, 3, 20), None, "float64", lengths=[3, 0, 5, 5], reset_after=False)
+
+
+def test_what_cublas_says_is_said(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = backend.xp
+    monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: 0)
+    with pyrnn.use_backend(backend), pytest.raises(RuntimeError, match=r"^cublasSetStream_v2: CUBLAS_STATUS_NOT_INIT"):
+        pyrnn.linear(cupy.ones((2, 3)), cupy.ones((4, 3)))
 
 
 @pytest.mark.parametrize("way", ["in one launch", "step by step"])

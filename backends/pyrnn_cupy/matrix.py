@@ -7,6 +7,7 @@ Sums down columns are a kernel of our own.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -60,15 +61,22 @@ def product(a: Any, b: Any, out: Any = None, *, add: bool = False, compute: str 
     compute : {None, "tf32", "bfloat16"}
         The precision of float32 products: their own, or what is asked for.
     """
-    shape = (*a.shape[:-1], b.shape[-1])
     if out is None:
-        out = cupy.empty(shape, a.dtype)
+        out = cupy.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+    if a.shape[-1]:
+        repeated_product(a, b, out, add=add, compute=compute)()
+    elif not add:
+        out.fill(0)
+    return out
+
+
+def repeated_product(a: Any, b: Any, out: Any, *, add: bool = False, compute: str | None = None) -> Callable[[], None]:
+    """Return a function that does a product whenever it is called, of what its arrays then hold.
+
+    Those whose axes both have other strides than 1 are copied before.
+    """
     if not out.size:
-        return out
-    if not a.shape[-1]:
-        if not add:
-            out.fill(0)
-        return out
+        return lambda: None
     double = a.dtype == np.float64
     kind = FLOAT64 if double else FLOAT32
     mode = COMPUTE_FLOAT64 if double else COMPUTE[compute]
@@ -76,15 +84,18 @@ def product(a: Any, b: Any, out: Any = None, *, add: bool = False, compute: str 
     a, a_trans, a_row, a_batch = _laid_out(a)
     b, b_trans, b_row, b_batch = _laid_out(b)
     _, _, out_row, out_batch = _laid_out(out)
-    rows, columns = shape[-2:]
-    # cuBLAS has columns where we have rows: it computes outᵀ = bᵀ · aᵀ.
-    _call("cublasSetStream_v2", cupy.cuda.get_current_stream().ptr)
-    _call(
-        "cublasGemmStridedBatchedEx", b_trans, a_trans, columns, rows, a.shape[-1], one.ctypes.data,
-        b.data.ptr, kind, b_row, b_batch, a.data.ptr, kind, a_row, a_batch, beta.ctypes.data,
-        out.data.ptr, kind, out_row, out_batch, shape[0] if len(shape) == 3 else 1, mode, DEFAULT_ALGORITHM,
-    )  # fmt: skip
-    return out
+    rows, columns = out.shape[-2:]
+
+    def multiply() -> None:
+        _call("cublasSetStream_v2", cupy.cuda.get_current_stream().ptr)
+        # cuBLAS has columns where we have rows: it computes outᵀ = bᵀ · aᵀ.
+        _call(
+            "cublasGemmStridedBatchedEx", b_trans, a_trans, columns, rows, a.shape[-1], one.ctypes.data,
+            b.data.ptr, kind, b_row, b_batch, a.data.ptr, kind, a_row, a_batch, beta.ctypes.data,
+            out.data.ptr, kind, out_row, out_batch, out.shape[0] if out.ndim == 3 else 1, mode, DEFAULT_ALGORITHM,
+        )  # fmt: skip
+
+    return multiply
 
 
 def _laid_out(x: Any) -> tuple[Any, int, int, int]:

@@ -7,6 +7,7 @@ a GRU that resets before its product, the steps are products by cuBLAS and the c
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import cupy
@@ -16,7 +17,7 @@ from pyrnn.backend import current_compute
 
 from . import plans
 from .devices import current_device
-from .matrix import product
+from .matrix import column_sums, product, repeated_product
 from .modules import given, kernel
 
 RNN_TANH, RNN_RELU, LSTM, GRU, GRU_BEFORE = range(5)  # as in cells.cuh
@@ -89,11 +90,11 @@ class Call:
         self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
-        """Return how the steps run in one launch, or None if they can't, or there are none."""
+        """Return how the steps run in one launch, or None if they don't, or there are none."""
         if self.cell == GRU_BEFORE or not self.hidden or not self.batch:
             return None
-        size = self.dtype.itemsize
-        return plans.plan(current_device(), self.hidden, self.batch, sums, depth, size, self.compute, states)
+        work = plans.Work(self.hidden, self.batch, sums, depth, self.dtype.itemsize, self.compute, states)
+        return plans.plan(current_device(), work)
 
     def launch_sequence(self, direction: str, plan: plans.Plan, sums: int, *arguments: Any) -> None:
         """Run the kernel that goes forward or backward through the whole sequence."""
@@ -170,13 +171,18 @@ def _step_forward(
     recurrent = cupy.zeros((call.batch, w_hh.shape[0]), call.dtype)
     operand = cupy.empty_like(h) if before else h
     columns = slice(0, 2 * hidden if before else None)
-    for step, active in enumerate(rows.active.tolist()):
-        product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
-        arguments = (recurrent, given(b), given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
-        if before:
-            call.launch_step("forward_step", active, step, 0, *arguments)
-            product(operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute)
-        call.launch_step("forward_step", active, step, 1, *arguments)
+    arguments = (recurrent, given(b), given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
+    for active, steps in groupby(range(len(rows.active)), lambda step: int(rows.active[step])):
+        multiply = repeated_product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
+        candidate = repeated_product(
+            operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute
+        )
+        for step in steps:
+            multiply()
+            if before:
+                call.launch_step("forward_step", active, step, 0, *arguments)
+                candidate()
+            call.launch_step("forward_step", active, step, 1, *arguments)
 
 
 def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
@@ -213,9 +219,9 @@ def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
     if needs.w_hh:
         grads["w_hh"] = _recurrent_weight_gradient(call, saved, d)
     if needs.b:
-        grads["b"] = cupy.concatenate([d[:, columns].sum(0) for columns, _ in inward])
+        grads["b"] = cupy.concatenate([column_sums(d[:, columns]) for columns, _ in inward])
     if getattr(needs, "b_hn", False):
-        grads["b_hn"] = d[:, 2 * hidden : 3 * hidden].sum(0) if cell == GRU else None
+        grads["b_hn"] = column_sums(d[:, 2 * hidden : 3 * hidden]) if cell == GRU else None
     return type(needs)(*(grads.get(name) for name in needs._fields))
 
 
@@ -235,14 +241,20 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
     )
     d_recurrent, d_operand = cupy.empty((call.batch, count * hidden), call.dtype), cupy.empty_like(dh)
     split = 2 * hidden if cell == GRU_BEFORE else count * hidden
-    for step in range(len(rows.active) - 1, -1, -1):
-        active = int(rows.active[step])
-        arguments = (*kept, d_operand, dh, dc, d_recurrent, d)
-        call.launch_step("backward_step", active, step, 0, *arguments)
-        if cell == GRU_BEFORE:
-            product(d_recurrent[:active, split:], w_hh[split:], d_operand[:active], compute=call.compute)
-            call.launch_step("backward_step", active, step, 1, *arguments)
-        product(d_recurrent[:active, :split], w_hh[:split], dh[:active], add=True, compute=call.compute)
+    arguments = (*kept, d_operand, dh, dc, d_recurrent, d)
+    for active, steps in groupby(reversed(range(len(rows.active))), lambda step: int(rows.active[step])):
+        multiply = repeated_product(
+            d_recurrent[:active, :split], w_hh[:split], dh[:active], add=True, compute=call.compute
+        )
+        candidate = repeated_product(
+            d_recurrent[:active, split:], w_hh[split:], d_operand[:active], compute=call.compute
+        )
+        for step in steps:
+            call.launch_step("backward_step", active, step, 0, *arguments)
+            if cell == GRU_BEFORE:
+                candidate()
+                call.launch_step("backward_step", active, step, 1, *arguments)
+            multiply()
     dh0, dc0 = cupy.empty_like(dh), cupy.empty_like(dc)
     dh0[rows.rows], dc0[rows.rows] = dh, dc
     return dh0, dc0

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 SOURCE = r"""
-typedef int (*Gemm)(int, int, int, int, int, const void *, const void *, int, int, long long, const void *, int, int,
-                    long long, const void *, void *, int, int, long long, int, int);
+typedef int (*Gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, long long, const void *, int,
+                    int, long long, const void *, void *, int, int, long long, int, int);
 static Gemm gemm;
+static void *current;
 extern "C" void pyrnn_hand_on_to(Gemm to) { gemm = to; }
-extern "C" int cublasSetStream_v2(void *handle, void *stream) { return handle ? 0 : 1; }
+extern "C" int cublasSetStream_v2(void *handle, void *stream) { return handle ? (current = stream, 0) : 1; }
 extern "C" const char *cublasGetStatusString(int status) {
     return status == 1 ? "CUBLAS_STATUS_NOT_INITIALIZED" : status == 7 ? "CUBLAS_STATUS_INVALID_VALUE"
                                                                        : "CUBLAS_STATUS_NOT_SUPPORTED";
@@ -31,8 +32,8 @@ extern "C" int cublasGemmStridedBatchedEx(
 ) {
     if (!handle) return 1;
     if (algo != -1) return 15;
-    return gemm(transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc,
-                strideC, batchCount, computeType);
+    return gemm(current, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype,
+                ldc, strideC, batchCount, computeType);
 }
 """
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 7, 15
@@ -41,14 +42,14 @@ TYPES = {0: np.float32, 1: np.float64}
 DROPPED_BITS = {COMPUTE_32F: 0, COMPUTE_32F_FAST_TF32: 13, COMPUTE_32F_FAST_16BF: 16, COMPUTE_64F: 0}
 _int, _pointer, _stride = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
 _matrix = (_pointer, _int, _int, _stride)
-_GEMM = ctypes.CFUNCTYPE(_int, *[_int] * 5, _pointer, *_matrix, *_matrix, _pointer, *_matrix, _int, _int)
+_GEMM = ctypes.CFUNCTYPE(_int, _pointer, *[_int] * 5, _pointer, *_matrix, *_matrix, _pointer, *_matrix, _int, _int)
 
 
 @cache
 def library(folder: Path, compiler: str, do: Callable[..., None]) -> Path:
     """Return the library, made in a folder.
 
-    ``do`` is given each product to be done, now or when a graph is launched, and the addresses of its matrices.
+    ``do`` is given each product to be done, now or when a graph is launched, its stream, and where its matrices lie.
     """
     path = folder / "libcublas.so"
     subprocess.run(
@@ -64,7 +65,7 @@ _kept: list[Any] = []  # what C calls must not go away
 
 
 def _gemm(
-    do: Callable[..., None], transa: int, transb: int, m: int, n: int, k: int, alpha: int,
+    do: Callable[..., None], stream: int | None, transa: int, transb: int, m: int, n: int, k: int, alpha: int,
     A: int, Atype: int, lda: int, strideA: int, B: int, Btype: int, ldb: int, strideB: int, beta: int,
     C: int, Ctype: int, ldc: int, strideC: int, batchCount: int, computeType: int,
 ) -> int:  # fmt: skip
@@ -95,7 +96,7 @@ def _gemm(
             product = scale * (a @ b)
             c[...] = product + keep * c if keep else product
 
-    do(compute, A, B, C)
+    do(compute, stream or 0, A, B, C)
     return SUCCESS
 
 

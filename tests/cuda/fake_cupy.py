@@ -931,9 +931,11 @@ def _load_nvidia_dynamic_lib(name: str) -> Any:
 _libraries = tempfile.TemporaryDirectory()
 
 
-def _multiply(product: Callable[[], None], *addresses: int) -> None:
-    """Do a product of cuBLAS's, or write it down if the stream captures, with the memory that lies at the addresses."""
+def _multiply(product: Callable[[], None], stream: int, *addresses: int) -> None:
+    """Do a product of cuBLAS's, or write it down if its stream captures, with the memory that lies at the addresses."""
     graph = get_current_stream()._graph
+    if stream != get_current_stream().ptr:
+        return  # that stream has not come to it yet
     if graph is None:
         product()
         return

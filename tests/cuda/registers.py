@@ -54,8 +54,8 @@ def noted(arch: str) -> Iterator[tuple[Any, dict[Source, None]]]:
 
 
 MODES = ((np.float32, None), (np.float32, "tf32"), (np.float32, "bfloat16"), (np.float64, None))
-HIDDEN = {(np.float32, None): (32, 256, 1024, 2048), (np.float64, None): (256, 512)}  # by mode; else:
-OTHERWISE = (256, 1024)
+HIDDEN = {(np.float32, None): (32, 256, 1024, 2048), (np.float64, None): (256, 1024)}  # by mode; else:
+OTHERWISE = (256, 2048)
 
 
 def calls(backend: Any) -> None:

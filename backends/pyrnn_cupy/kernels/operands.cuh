@@ -1,14 +1,15 @@
 /* A block's own products: rows of states times the weights of its units, which stay in the block for the whole sequence.
 
    Compiled with -DUNITS (units of a block, a power of two up to 32), -DSUMS (sums for a unit), -DROUNDS (of the loop below), -DHELD
-   (of these rounds), -DAT_ONCE (rows), -DTHREADS, and -DCOMPUTE=EXACT|TF32|BF16. The depth of the sums is known when they run:
-   what ROUNDS has beyond it is zeros.
+   and -DPART (of these rounds), -DAT_ONCE (rows), -DTHREADS, and -DCOMPUTE=EXACT|TF32|BF16. The depth of the sums is known when
+   they run: what ROUNDS has beyond it is zeros.
 
    (a) EXACT: a thread has one unit and every SLICES-th group of four terms of its sums, ROUNDS groups. It multiplies them with
        AT_ONCE rows at a time, which all threads of a slice read from shared memory at once. Slices are added up in a fixed tree.
    (b) TF32, BF16: a warp has all units and every WARPS-th step of the matrix units in depth, ROUNDS steps, for 16 rows at a time.
    (c) The weights of the first HELD rounds are in registers, those of `in_shared` more in shared memory. What finds no room there
        is in global memory, to be read in each step: from the second-level cache, if it is large enough.
+   (d) Operands come to shared memory in tiles of some rows; and where these are too long for it, in parts of PART rounds.
    Results depend on nothing but a row's own operands: not on the rows beside it. */
 #pragma once
 
@@ -40,13 +41,15 @@ __device__ __forceinline__ Operand to_operand(REAL x) {
 
 #if COMPUTE == EXACT
 #define SLICES (THREADS / UNITS)
-#define PADDED (ROUNDS * 4 * SLICES) /* depth as it is stored */
-#define SHARED_ROW PADDED
+#define WIDTH (4 * SLICES) /* of a round, in depth */
+#define SHARED_ROW (PART * WIDTH)
 #else
-#define PADDED (ROUNDS * STEP * WARPS)
-#define SHARED_ROW (PADDED + 16 / (int)sizeof(Operand)) /* so that eight rows lie in different banks */
+#define WIDTH (STEP * WARPS)
+#define SHARED_ROW (PART * WIDTH + 16 / (int)sizeof(Operand)) /* so that eight rows lie in different banks */
 #define TILES ((COLUMNS + 7) / 8)
 #endif
+#define PADDED (ROUNDS * WIDTH) /* depth as it is stored */
+#define PARTS ((ROUNDS + PART - 1) / PART)
 
 /* The weight of sum `sum` and unit `unit` at depth k is at w[sum * sum_step + unit * unit_step + k * k_step]. */
 struct Weights {
@@ -99,7 +102,7 @@ struct Rounds {
 };
 #define ROUND_PIECES (Rounds::PIECES * THREADS) /* of all threads */
 /* Rounds that a thread fetches at once from global memory, so that enough of it is on its way. */
-#define FETCHED (128 / (int)sizeof(Round) + 1)
+#define FETCHED ((127 + (int)sizeof(Round)) / (int)sizeof(Round))
 
 /* The weights of round i, and what they give with a tile: sums of AT_ONCE rows. */
 #if COMPUTE == EXACT
@@ -116,7 +119,7 @@ __device__ __forceinline__ Round load_round(const Weights &weights, int i) {
 struct Sums {
     REAL of[AT_ONCE][SUMS];
 
-    /* Add round i of the rows from r0. */
+    /* Add a round, the i-th of its part, of the rows from r0. */
     __device__ __forceinline__ void add(const Round &round, int i, const Operand *tile, int r0) {
         const int slice = threadIdx.x / UNITS;
 #pragma unroll
@@ -224,18 +227,16 @@ struct Product {
         }
     }
 
-    /* Multiply `rows` rows of a tile. */
-    __device__ __forceinline__ void run(const Operand *tile, int rows, REAL *parts) const {
-        for (int r0 = 0; r0 < rows; r0 += AT_ONCE) {
-            Sums sums = {};
+    /* Add a part of the products of the rows from r0. */
+    __device__ __forceinline__ void add(Sums &sums, int part, const Operand *tile, int r0) const {
+        const int begin = part * PART, end = min(begin + PART, ROUNDS), shared_end = HELD + in_shared;
 #pragma unroll
-            for (int i = 0; i < HELD; i++) sums.add(held[i], i, tile, r0);
-            if (HELD < ROUNDS) {
-                for (int i = 0; i < in_shared; i++) sums.add(shared.get(i), HELD + i, tile, r0);
+        for (int i = 0; i < HELD; i++) /* all, as registers have no index that is known later */
+            if (i / PART == part) sums.add(held[i], i % PART, tile, r0);
+        if (end > HELD) {
+            for (int i = max(begin, HELD); i < min(end, shared_end); i++) sums.add(shared.get(i - HELD), i - begin, tile, r0);
 #pragma unroll FETCHED
-                for (int i = HELD + in_shared; i < ROUNDS; i++) sums.add(others.get(i - HELD - in_shared), i, tile, r0);
-            }
-            sums.write(parts, r0);
+            for (int i = max(begin, shared_end); i < end; i++) sums.add(others.get(i - shared_end), i - begin, tile, r0);
         }
     }
 };
@@ -248,11 +249,11 @@ __device__ __forceinline__ REAL total(const REAL *parts, int row, int sum, int u
     return value;
 }
 
-/* Begin to copy rows of an exchange, `row_step` apart, into a tile. */
-__device__ __forceinline__ void stage(Operand *tile, const Operand *from, long long row_step, int rows) {
-    const int packs = PADDED * (int)sizeof(Operand) / 16;
+/* Begin to copy a part of rows of an exchange, `row_step` apart, into a tile. */
+__device__ __forceinline__ void stage(Operand *tile, const Operand *from, long long row_step, int rows, int part) {
+    const int first = part * PART, packs = (min(first + PART, ROUNDS) - first) * WIDTH * (int)sizeof(Operand) / 16;
     for (int i = threadIdx.x; i < rows * packs; i += THREADS) {
         const int row = i / packs, pack = i % packs;
-        copy_async((int4 *)(tile + row * SHARED_ROW) + pack, (const int4 *)(from + row * row_step) + pack);
+        copy_async((int4 *)(tile + row * SHARED_ROW) + pack, (const int4 *)(from + row * row_step + first * WIDTH) + pack);
     }
 }

@@ -20,8 +20,8 @@
 __device__ __forceinline__ int sorted_row(int r) { return r * (int)gridDim.y + (int)blockIdx.y; }
 __device__ __forceinline__ int group_rows(int B) { return (B - (int)blockIdx.y + (int)gridDim.y - 1) / (int)gridDim.y; }
 
-/* Shared memory: weights; tiles of operands, one of which is fetched while another is multiplied where a group has more rows than a
-   tile; the parts of their products; and what a block keeps of its cells. */
+/* Shared memory: weights; tiles of operands, one of which is fetched while another is multiplied where there is more than one in a
+   step; the parts of their products; and what a block keeps of its cells. */
 struct Shared {
     Rounds::Piece *weights;
     Operand *tiles;
@@ -30,23 +30,39 @@ struct Shared {
 
     __device__ __forceinline__ Shared(int4 *memory, int rounds, int rows, int tile_rows)
         : weights((Rounds::Piece *)memory), tiles((Operand *)(weights + rounds * ROUND_PIECES)),
-          parts((REAL *)(tiles + (rows > tile_rows ? 2 : 1) * tile_rows * SHARED_ROW)),
+          parts((REAL *)(tiles + (PARTS > 1 || rows > tile_rows ? 2 : 1) * tile_rows * SHARED_ROW)),
           own(parts + tile_rows * WARPS * COLUMNS), tile_rows(tile_rows) {}
 
-    __device__ __forceinline__ Operand *tile(int first) const { return tiles + first / tile_rows % 2 * tile_rows * SHARED_ROW; }
-
-    /* Multiply so many rows, tile by tile: fetch(tile, first, count) begins to bring in rows, finish(first, count) has their parts. */
+    /* Multiply so many rows, tile by tile: fetch(tile, first, count, part) begins to bring in a part of rows, finish(first, count)
+       has what their products are made of. A tile that comes in parts has AT_ONCE rows. */
     template <typename Fetch, typename Finish>
     __device__ __forceinline__ void multiply(const Product &product, int rows, Fetch fetch, Finish finish) const {
-        fetch(tile(0), 0, min(tile_rows, rows));
+        Operand *tile = tiles, *other = tiles + tile_rows * SHARED_ROW;
+        fetch(tile, 0, min(tile_rows, rows), 0);
         copies_begun();
         for (int first = 0; first < rows; first += tile_rows) {
             const int next = first + tile_rows, count = min(tile_rows, rows - first);
-            if (next < rows) fetch(tile(next), next, min(tile_rows, rows - next));
-            copies_begun();
-            await_copies(1);
-            __syncthreads();
-            product.run(tile(first), count, parts);
+            Sums sums = {};
+#pragma unroll
+            for (int part = 0; part < PARTS; part++) {
+                if (part + 1 < PARTS) fetch(other, first, count, part + 1);
+                else if (next < rows) fetch(other, next, min(tile_rows, rows - next), 0);
+                copies_begun();
+                await_copies(1);
+                __syncthreads();
+                if (PARTS > 1) product.add(sums, part, tile, 0);
+                else
+                    for (int r0 = 0; r0 < count; r0 += AT_ONCE) {
+                        sums = {};
+                        product.add(sums, 0, tile, r0);
+                        sums.write(parts, r0);
+                    }
+                if (part + 1 < PARTS) __syncthreads();
+                Operand *const done = tile;
+                tile = other;
+                other = done;
+            }
+            if (PARTS > 1) sums.write(parts, 0);
             __syncthreads();
             finish(first, count);
         }

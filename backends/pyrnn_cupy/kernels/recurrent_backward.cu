@@ -64,7 +64,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
         if (s && threadIdx.x < active * UNITS && mine)
             ahead = load_kept(q, place_of(q, sorted_row(threadIdx.x / UNITS), s - 1), unit, gates, extra, y, h0, c0, dy);
         wait(flags, steps - s);
-        const auto fetch = [&](Operand *tile, int r0, int here) { stage(tile, now + r0 * row_step, row_step, here); };
+        const auto fetch = [&](Operand *tile, int r0, int here, int part) {
+            stage(tile, now + r0 * row_step, row_step, here, part);
+        };
         shared.multiply(product, active, fetch, [&](int r0, int here) {
             for (int p = threadIdx.x; p < here * UNITS; p += THREADS)
                 dh[r0 * UNITS + p] += total(shared.parts, p / UNITS, 0, p % UNITS);

@@ -33,13 +33,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
         if (s) wait(flags, s);
         const Operand *now = exchange + (s % 2) * buffer;
         Operand *next = exchange + (1 - s % 2) * buffer;
-        const auto fetch = [&](Operand *tile, int r0, int here) {
-            if (s) stage(tile, now + r0 * row_step, row_step, here);
+        const auto fetch = [&](Operand *tile, int r0, int here, int part) {
+            if (s) stage(tile, now + r0 * row_step, row_step, here, part);
             else
-                for (int i = threadIdx.x; i < here * PADDED; i += THREADS) {
-                    const int k = i % PADDED;
-                    const REAL h = h0 && k < H ? h0[(long long)rows[sorted_row(r0 + i / PADDED)] * H + k] : (REAL)0;
-                    tile[i / PADDED * SHARED_ROW + k] = to_operand(h);
+                for (int i = threadIdx.x; i < here * PART * WIDTH; i += THREADS) {
+                    const int row = i / (PART * WIDTH), at = i % (PART * WIDTH), k = part * PART * WIDTH + at;
+                    const REAL h = h0 && k < H ? h0[(long long)rows[sorted_row(r0 + row)] * H + k] : (REAL)0;
+                    tile[row * SHARED_ROW + at] = to_operand(h);
                 }
         };
         shared.multiply(product, active, fetch, [&](int r0, int here) {
