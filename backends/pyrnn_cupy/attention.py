@@ -5,7 +5,7 @@ cuBLAS's.
 
 ``compute`` is about products: of queries and keys, of weights and values, and of their gradients, on the matrix units.
 The softmax and all sums are in float32. The score of the additive one is no product; and few queries, as in decoding,
-and very many features are multiplied exactly whatever is asked for.
+and very many features are multiplied exactly whatever is asked for, backward as forward.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ def plan(
     size
         Bytes of an element.
     compute
-        EXACT, TF32 or BF16: the precision of products. Few rows, and those that find no room else, are multiplied
-        exactly all the same.
+        EXACT, TF32 or BF16: the precision of products.
     plain
         1 if there is no bias, no mask, no dropout.
     rows
@@ -107,8 +106,6 @@ def plan(
     products
         Tiles of products that it has before.
     """
-    if rows <= FEW_ROWS:
-        compute = "EXACT"
     lanes, widest, vector = LANES[compute], max((*own, *out, 1)), 16 // size
     chunk = next((chunk for chunk in (16, 32) if widest <= chunk), 64)
     chunks = -(-max((*out, 1)) // chunk)
@@ -128,8 +125,6 @@ def plan(
                 continue
             cost = cost_of_row * -(-chunks // count) * (ALONE if shared > device.shared // 2 - STATIC else 1)
             plans.append((cost, Plan(compute, each, chunk, count, shared)))
-    if not plans and compute != "EXACT" and len(out) < 2:
-        return plan(device, size, "EXACT", plain, rows, own, out, products)
     return min(plans, default=(0.0, None), key=lambda pair: pair[0])[1]
 
 
@@ -167,18 +162,21 @@ class Call:
     ----------
     q, k, v, bias
         The arrays, their features side by side.
+    compute
+        The precision of products, one for all kernels of the call: the backward computes weights again from what the
+        forward kept of its scores, and of scores rounded otherwise they would be wrong by any factor.
     record
         What is passed by value, to be copied and completed for each launch.
     """
 
     def __init__(
-        self, arrays: tuple[Any, ...], seen: Seen, scale: float, config: Any, compute: str | None, hidden: Any = None
-    ) -> None:
+        self, arrays: tuple[Any, ...], seen: Seen, scale: float, config: Any, compute: str | None, hidden: Any = None,
+        *, gives_weights: bool = False,
+    ) -> None:  # fmt: skip
         q, k, v, bias = arrays
         self.q, self.k, self.v = _ready(q), _ready(k), _ready(v)
         self.bias, self.seen, self.hidden, self.dtype = bias, seen, hidden, q.dtype
         self.device = current_device()
-        self.compute = "EXACT" if q.dtype == np.float64 else COMPUTE[compute]
         batch, all_heads, queries, features = q.shape
         heads, keys, columns = v.shape[1:]
         group = all_heads // max(1, heads)
@@ -200,6 +198,11 @@ class Call:
                 record[name] = [0] * (4 - len(steps)) + steps
         self.batch, self.heads, self.group, self.queries, self.keys, self.features, self.columns = sizes
         self.rows = batch * all_heads * queries
+        self.compute = COMPUTE[compute]
+        few = group * queries <= FEW_ROWS
+        most = (max(features, columns),) if gives_weights else (features, columns)  # that a block of some kernel keeps
+        if q.dtype == np.float64 or few or self.plan_if_any(keys, most, (features,), 2) is None:
+            self.compute = "EXACT"
 
     def lie(self, **arrays: Any) -> None:
         """Tell how arrays lie, and which can be read 16 bytes at a time."""
@@ -376,7 +379,8 @@ class Saved(NamedTuple):
 
 def _aligned_call(arrays: Any, seen: Seen, scale: float, config: Any, compute: str | None, hidden: Any = None) -> Call:
     """Describe queries, keys and values (B, T, F) as those of one head."""
-    return Call((*(array[:, None] for array in arrays), None), seen, scale, config, compute, hidden)
+    heads = (*(array[:, None] for array in arrays), None)
+    return Call(heads, seen, scale, config, compute, hidden, gives_weights=True)
 
 
 def _rows(x: Any) -> Any:
