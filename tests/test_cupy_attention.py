@@ -221,6 +221,18 @@ def test_plans_keep_to_what_a_device_has(backend: Any) -> None:
                 assert found is None or found.shared <= shared - STATIC
 
 
+def test_what_a_kernel_is_allowed_does_not_shrink(backend: Any) -> None:
+    """Another thread may make a call of other sizes between a kernel's permission and its launch."""
+
+    def allowed(features: int) -> dict[int, int]:
+        Case((1, 2, 2, 20, 20, features, 8)).on(backend)
+        found = {key: kernel for key, kernel in fake_cupy._kernels.items() if kernel.name.startswith("attention")}
+        return {key: kernel.max_dynamic_shared_size_bytes for key, kernel in found.items()}
+
+    before, after = allowed(150), allowed(100)
+    assert {key: after[key] for key in before} == before
+
+
 def test_more_features_than_there_is_room_for(backend: Any) -> None:
     q = backend.xp.zeros((1, 1, 2, 50_000), np.float32)
     with pytest.raises(ValueError, match="q, v: 50000 and 50000 features find no room on this GPU"):

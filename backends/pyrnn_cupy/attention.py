@@ -223,7 +223,8 @@ class Call:
         record = self.record.copy()
         record["first"] = first
         run = kernel(f"{name}.cu", name, self.dtype, SCORE=score, PLAIN=self.plain, **plan.constants(), **constants)
-        run.max_dynamic_shared_size_bytes = plan.shared
+        # Not the plan's: calls of other sizes have the same kernel, and another thread's may come before the launch.
+        run.max_dynamic_shared_size_bytes = self.device.shared - STATIC
         run((blocks,), (THREADS,), (record, *arguments), shared_mem=plan.shared)
 
     def launch_whole(self, name: str, rows: int, *arguments: Any) -> None:
