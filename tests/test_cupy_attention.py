@@ -169,6 +169,17 @@ def test_what_some_do_not_see_may_be_nan(backend: Any, compute: str | None) -> N
     assert np.isnan(dk[..., :31, :]).all() and np.isnan(dv[..., :31, :]).all()  # seen by what sees it
 
 
+@pytest.mark.parametrize("compute", [None, "tf32", "bfloat16"])
+def test_padding_may_be_the_largest_number(backend: Any, compute: str | None) -> None:
+    """Rounded, it is infinite."""
+    case = Case((1, 2, 1, 40, 40, 8, 8), lengths=[30], q_lengths=[20])
+    want = case.on(backend, compute)
+    for array in (case.arrays[0][:, :, 20:], case.dy[:, :, 20:], case.arrays[1][:, :, 30:], case.arrays[2][:, :, 30:]):
+        array[...] = np.finfo(np.float32).max
+    for got, before in zip(case.on(backend, compute)[:4], want, strict=False):
+        np.testing.assert_allclose(got, before, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("op", FAMILY)
 def test_no_copy_between_host_and_device(backend: Any, op: str) -> None:
     rng = np.random.default_rng(0)

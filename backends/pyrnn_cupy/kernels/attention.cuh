@@ -104,8 +104,8 @@ __device__ __forceinline__ bool stage(REAL *tile, int length, At at, int column,
         }
 #pragma unroll
         for (int j = 0; j < VECTOR; j++) {
-            finite = finite && is_finite(pack.at[j]);
             pack.at[j] = operand(pack.at[j]);
+            finite = finite && is_finite(pack.at[j]); /* as it is rounded: the largest numbers become infinite */
         }
         *(Pack<REAL> *)(tile + place<EACH_OF, OF>(r) * length + offset) = pack;
     }
