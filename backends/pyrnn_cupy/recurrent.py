@@ -102,7 +102,8 @@ class Call:
             f"recurrent_{direction}.cu", f"{direction}_sequence", self.dtype, cooperative=True, CELL=self.cell,
             COMPUTE=COMPUTE[self.compute], SUMS=sums, **plan.constants(),
         )  # fmt: skip
-        run.max_dynamic_shared_size_bytes = plan.memory
+        # Not the plan's: calls of other sizes have the same kernel, and another thread's may come before the launch.
+        run.max_dynamic_shared_size_bytes = current_device().shared
         operand = 2 if self.compute == "bfloat16" else self.dtype.itemsize
         size = 2 * self.batch * plan.padded * operand
         zeros = cupy.zeros(size + 4 * plan.groups * plan.blocks, np.uint8)
