@@ -222,7 +222,7 @@ def test_plans_keep_to_what_a_device_has(backend: Any) -> None:
     for shared, size, rows, compute in itertools.product(
         (99 << 10, 163 << 10, 227 << 10), (4, 8), (1, 20, 4096), COSTS
     ):
-        device = Device(132, shared, 90)
+        device = Device(132, shared, 50 << 20, 90)
         for features in (0, 1, 16, 17, 64, 65, 128, 256, *((512, 1024) if shared > 200 << 10 else ())):
             for own, out in (((features,), (features,)), ((features, features), ())):
                 if compute != "EXACT" and size == 8:
