@@ -728,6 +728,18 @@ struct alignas(2) __nv_bfloat16 {
 struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
 typedef __nv_bfloat16 nv_bfloat16;
 typedef __nv_bfloat162 nv_bfloat162;
+// cvt.rn.bf16x2.f32: the first in the low half
+inline unsigned pyrnn_cpu_two_bf16(float low, float high) {
+    const __nv_bfloat16 two[2] = {low, high};
+    unsigned both;
+    memcpy(&both, two, sizeof both);
+    return both;
+}
+// cvt.rna.tf32.f32: ties away from zero
+inline unsigned pyrnn_cpu_tf32(float x) {
+    const unsigned word = pyrnn_cpu::bits<unsigned>(x);
+    return (word & 0x7F800000u) == 0x7F800000u ? word : (word + 0x1000u) & 0xFFFFE000u;
+}
 inline __nv_bfloat16 __float2bfloat16(float x) { return x; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
 inline float __bfloat162float(__nv_bfloat16 x) { return x; }

@@ -5,10 +5,11 @@
    -DPLAIN (1: no bias, no mask, no dropout).
 
    (a) A block has ROWS rows and takes COLUMNS columns at a time, queries and keys or, for the gradients of keys, the other way
-       round. A thread has TM rows and TN columns of the scores, and in the output the same rows. The threads of a row are
-       neighbours in a warp, so that weights pass from scores to output through memory of their own warp.
-   (b) EXACT: a thread multiplies its rows with its columns, which follow one another. TF32, BF16: a warp has 16 rows for every
-       two of a thread's, and they and the columns lie as the matrix units have it; operands are rounded as they are brought in.
+       round. A thread has TM rows and TN columns of the scores, and in the output the same rows.
+   (b) EXACT: a thread multiplies its rows with its columns, which follow one another. The threads of a row are neighbours in a
+       warp, so that weights pass from scores to output through memory of their own warp. TF32, BF16: a warp has 16 rows for every
+       two of a thread's, and they and the columns lie as the matrix units have it, which take scores as weights from the
+       registers where they gave them; operands are rounded as they are brought in.
    (c) The block's own rows lie in shared memory for as long as it runs. Of the other side there is one chunk of features at a
        time; the other blocks of a multiprocessor hide the wait for it.
    (d) A weight that is not seen is -0, one that is seen is no less than +0, be it dropped; of a score's gradient likewise. So
@@ -73,7 +74,7 @@ __device__ __forceinline__ int tile_row(int j) { return place<TN, COLUMNS>(colum
 /* A number as it is multiplied. */
 __device__ __forceinline__ REAL operand(REAL x) {
 #if COMPUTE == BF16
-    return __uint_as_float(to_bf16(x) << 16);
+    return __uint_as_float(two_bf16(0, x));
 #elif COMPUTE == TF32
     return __uint_as_float(to_tf32(x));
 #else
@@ -275,23 +276,26 @@ __device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *r
     }
 }
 
-/* sum += weights · tile, over the tile's rows. */
-__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL *weights, const REAL *tile) {
-    /* The sum's order is free: of TF32 a thread has two terms that follow one another, so that rows lie in different banks. */
+/* sum += weights · tile, over the tile's rows, with a thread's own weights. */
+__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL (&weights)[TM][TN], const REAL *tile) {
+    /* The sum's order is free: of TF32 a thread has two terms that follow one another, as its columns do. */
     const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4 * 2, second = COMPUTE == BF16 ? 8 : 1;
-#pragma unroll 2
-    for (int k = within; k < COLUMNS; k += STEP) {
+#pragma unroll
+    for (int k = 0; k < COLUMNS / STEP; k++) {
         unsigned a[TM / 2][4];
 #pragma unroll
         for (int i = 0; i < TM / 2; i++)
 #pragma unroll
-            for (int u = 0; u < 4; u++) a[i][u] = packed(weights + own_row(2 * i + u % 2) * WEIGHTS_ROW + k + u / 2 * second);
+            for (int u = 0; u < 4; u++) {
+                const REAL *own = weights[2 * i + u % 2] + (COMPUTE == BF16 ? 4 * k + u / 2 * 2 : 2 * k + u / 2);
+                a[i][u] = COMPUTE == BF16 ? two_bf16(own[0], own[1]) : to_tf32(own[0]);
+            }
 #pragma unroll
         for (int j = 0; j < EACH / 2; j++) {
             unsigned b[2];
 #pragma unroll
             for (int u = 0; u < 2; u++) {
-                const REAL *from = tile + (k + u * second) * TILE_ROW + j * 8 + group;
+                const REAL *from = tile + (k * STEP + within + u * second) * TILE_ROW + j * 8 + group;
                 b[u] = packed(from[0], from[COMPUTE == BF16 ? TILE_ROW : 0]);
             }
 #pragma unroll
@@ -300,10 +304,6 @@ __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const RE
     }
 }
 #endif
-__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL *weights, const Staged &staged) {
-    if (staged.guarded) multiply_seen(sum, weights, staged.tile);
-    else multiply_columns(sum, weights, staged.tile);
-}
 
 /* Columns of a thread that follow one another. */
 struct alignas(RUN * sizeof(REAL) < 16 ? RUN * sizeof(REAL) : 16) Run {
@@ -312,7 +312,7 @@ struct alignas(RUN * sizeof(REAL) < 16 ? RUN * sizeof(REAL) : 16) Run {
 
 /* Write a thread's weights, for its warp to multiply with, or all of them as they are. */
 template <bool FOR_PRODUCT = true>
-__device__ __forceinline__ void share_weights(REAL *weights, const REAL (&own)[TM][TN]) {
+__device__ __forceinline__ void write_weights(REAL *weights, const REAL (&own)[TM][TN]) {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < TM; i++)
@@ -325,6 +325,28 @@ __device__ __forceinline__ void share_weights(REAL *weights, const REAL (&own)[T
         }
     __syncwarp();
 }
+
+/* A thread's weights, and memory where its warp can read them. */
+struct Weighed {
+    const REAL (&own)[TM][TN];
+    REAL *memory;
+
+    __device__ __forceinline__ Weighed(const REAL (&own)[TM][TN], REAL *memory) : own(own), memory(memory) {
+        if (COMPUTE == EXACT) write_weights(memory, own);
+    }
+    /* sum += weights · tile, over the tile's rows. */
+    __device__ __forceinline__ void multiply(REAL (&sum)[TM][EACH], const Staged &staged) const {
+        if (staged.guarded) {
+            if (COMPUTE != EXACT) write_weights(memory, own);
+            multiply_seen(sum, memory, staged.tile);
+        } else
+#if COMPUTE == EXACT
+            multiply_columns(sum, memory, staged.tile);
+#else
+            multiply_columns(sum, own, staged.tile);
+#endif
+    }
+};
 
 /* The largest, or the sum, of all threads of a row. */
 __device__ __forceinline__ REAL largest_of_row(REAL x) {

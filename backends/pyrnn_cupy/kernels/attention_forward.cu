@@ -79,12 +79,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
                 s[i][j] = s[i][j] == NOT_SEEN ? -(REAL)0 : power;
             }
         }
-        share_weights(weights, s);
+        const Weighed shares(s, weights);
 #pragma unroll
         for (int o = 0; o < OUT; o++) {
             if ((c.first + o) * CHUNK >= c.Dv) continue;
             staged.bring(c, OF_V, at(v, c.v), c.first + o, c.Dv);
-            multiply_columns(sums[o], weights, staged);
+            shares.multiply(sums[o], staged);
         }
     }
     __syncthreads();

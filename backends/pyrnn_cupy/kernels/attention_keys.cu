@@ -73,21 +73,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
                 }
             }
 #if WANT_V
-            share_weights(weights, s);
+            const Weighed shares(s, weights);
 #pragma unroll
             for (int o = OUT - 1; o >= 0; o--) { /* from the last chunk, which is there already */
                 if ((c.first + o) * CHUNK >= c.Dv) continue;
                 staged.bring(c, OF_DY, at(dy, c.dy), c.first + o, c.Dv);
-                multiply_columns(sums_v[o], weights, staged);
+                shares.multiply(sums_v[o], staged);
             }
 #endif
 #if WANT_K
-            share_weights(weights, d);
+            const Weighed pulls(d, weights);
 #pragma unroll
             for (int o = OUT - 1; o >= 0; o--) {
                 if ((c.first + o) * CHUNK >= c.D) continue;
                 staged.bring(c, OF_Q, at(q, c.q), c.first + o, c.D);
-                multiply_columns(sums_k[o], weights, staged);
+                pulls.multiply(sums_k[o], staged);
             }
 #endif
         }

@@ -27,12 +27,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
     for (int key = seen.first / COLUMNS * COLUMNS; key < seen.last; key += COLUMNS) {
         REAL d[TM][TN] = {};
         scores.compute(c, back, k, v, key, staged, d);
-        share_weights(weights, d);
+        const Weighed pulls(d, weights);
 #pragma unroll
         for (int o = OUT - 1; o >= 0; o--) { /* from the last chunk, which is there already */
             if ((c.first + o) * CHUNK >= c.D) continue;
             staged.bring(c, OF_K, scores.tile_of(c, k, c.k, key), c.first + o, c.D);
-            multiply_columns(sums[o], weights, staged);
+            pulls.multiply(sums[o], staged);
         }
     }
 #pragma unroll

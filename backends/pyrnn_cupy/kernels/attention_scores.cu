@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
 #pragma unroll
                 for (int j = 0; j < TN; j++) sums[i][j] += d[i][j];
         }
-    share_weights<false>(weights, sums);
+    write_weights<false>(weights, sums);
     __syncthreads();
     const bool each_row = c.bias_shape[2] > 1, each_key = c.bias_shape[3] > 1;
     const int rows_here = last - row + 1, keys_here = min(COLUMNS, c.M - key);

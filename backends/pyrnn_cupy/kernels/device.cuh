@@ -53,19 +53,23 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4], 
 }
 #endif
 
-/* The nearest bfloat16, ties to even, in the low half; NaN stays NaN. */
-__device__ __forceinline__ unsigned to_bf16(float x) {
-    const unsigned bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;
-    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+/* The nearest bfloat16 of two numbers, ties to even, the first in the low half; NaN stays NaN. The nearest TF32: ten bits of
+   fraction. */
+#ifdef PYRNN_ON_CPU
+#define two_bf16 pyrnn_cpu_two_bf16
+#define to_tf32 pyrnn_cpu_tf32
+#else
+__device__ __forceinline__ unsigned two_bf16(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
 }
-
-/* The nearest TF32: ten bits of fraction. */
 __device__ __forceinline__ unsigned to_tf32(float x) {
-    const unsigned bits = __float_as_uint(x);
-    if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
-    return (bits + 0xfffu + ((bits >> 13) & 1u)) & 0xffffe000u;
+    unsigned rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+    return rounded;
 }
+#endif
 
 /* Sixteen bytes of shared or global memory at once. */
 template <typename T> struct alignas(16) Pack {

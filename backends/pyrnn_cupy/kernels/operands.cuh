@@ -31,7 +31,7 @@ typedef REAL Operand;
 
 __device__ __forceinline__ Operand to_operand(REAL x) {
 #if COMPUTE == BF16
-    return (Operand)to_bf16(x);
+    return (Operand)two_bf16(x, 0);
 #elif COMPUTE == TF32
     return __uint_as_float(to_tf32(x));
 #else
@@ -153,7 +153,7 @@ __device__ __forceinline__ Weight load_weight(const Weights &weights, int column
     const int sum = column / UNITS, unit = column % UNITS;
     if (column >= COLUMNS) return 0;
 #if COMPUTE == BF16
-    return to_bf16(weights.at(sum, unit, k)) | to_bf16(weights.at(sum, unit, k + 1)) << 16;
+    return two_bf16(weights.at(sum, unit, k), weights.at(sum, unit, k + 1));
 #else
     return to_tf32(weights.at(sum, unit, k));
 #endif
