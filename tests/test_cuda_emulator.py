@@ -400,6 +400,37 @@ def test_tensor_cores(name: str, k: int, bits: int, seed: int) -> None:
     np.testing.assert_allclose(d, a.astype(D) @ b + c, atol=1e-5)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_matrices_are_loaded_as_fragments(turned: bool) -> None:
+    source = f"""extern "C" __global__ void k(const unsigned short* x, unsigned* y) {{
+        __shared__ alignas(16) unsigned short s[32][24];
+        for (int j = 0; j < 8; j++) s[threadIdx.x][j] = x[threadIdx.x * 8 + j];
+        __syncwarp();
+        unsigned r[4];
+        pyrnn_cpu_ldmatrix_x4(r, s[threadIdx.x], {str(turned).lower()});
+        for (int m = 0; m < 4; m++) y[m * 32 + threadIdx.x] = r[m];
+    }}"""
+    x, y = np.arange(256, dtype=np.uint16).reshape(4, 8, 8), np.zeros((4, 32), U)
+    kernel(source)((1,), (32,), (x, y))
+    fragments = (x.swapaxes(1, 2) if turned else x).reshape(4, 32, 2)  # lane l has the l-th pair of each
+    np.testing.assert_array_equal(y, np.ascontiguousarray(fragments).view(U)[..., 0])
+
+
+def test_rounding_goes_to_the_nearest() -> None:
+    launch = kernel("""extern "C" __global__ void k(const float* x, unsigned* y) {
+        y[2 * threadIdx.x] = pyrnn_cpu_two_bf16(x[threadIdx.x], -x[threadIdx.x]);
+        y[2 * threadIdx.x + 1] = pyrnn_cpu_tf32(x[threadIdx.x]);
+    }""")
+    words = np.array([0x3F808000, 0x3F818000, 0x3F801000, 0x3F800FFF, 0x7F7FFFFF, 0x7F800000], U)
+    y = np.zeros((len(words), 2), U)
+    launch((1,), (len(words),), (words.view(F), y))
+    assert [hex(word) for word in y[:, 0] & 0xFFFF] == ["0x3f80", "0x3f82", "0x3f80", "0x3f80", "0x7f80", "0x7f80"]
+    assert ((y[:, 0] >> 16) == (y[:, 0] & 0xFFFF | 0x8000)).all()
+    assert [hex(word) for word in y[:, 1]] == [
+        "0x3f808000", "0x3f818000", "0x3f802000", "0x3f800000", "0x7f800000", "0x7f800000"
+    ]  # fmt: skip
+
+
 def test_tf32_does_not_read_the_low_bits() -> None:
     a, b, c = np.full((16, 8), np.nextafter(F(2), F(0))), np.ones((8, 8), F), np.zeros((16, 8), F)
     kernel(FRAGMENTS, "tf32")((1,), (32,), (a, b, c, c))

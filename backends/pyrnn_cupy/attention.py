@@ -4,8 +4,8 @@ The additive and the multiplicative one are attention with one head, that gives 
 cuBLAS's.
 
 ``compute`` is about products: of queries and keys, of weights and values, and of their gradients, on the matrix units.
-The softmax and all sums are in float32. The score of the additive one is no product; and few queries, as in decoding,
-and very many features are multiplied exactly whatever is asked for, backward as forward.
+The softmax and all sums are in float32. The score of the additive one is no product, and its forward multiplies weights
+and values exactly as well; and so are few queries, as in decoding, and very many features, backward as forward.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAR = 2**40  # farther than any position
 DOT, ADDITIVE, GIVEN = "DOT", "ADDITIVE", "GIVEN"
 COMPUTE = {None: "EXACT", "tf32": "TF32", "bfloat16": "BF16"}
 # Registers of a thread for sums, of 255: with more some kernel spills. A mask or a bias takes some as well, and so
-# does what is compiled for a capability of 100 or more.
+# does what is compiled for other capabilities than 90.
 MOST_SUMS, MOST_PLAIN_SUMS = 112, 128
 # How long a row takes, by how many a thread has: estimates, from reads of shared memory; none was measured.
 COSTS = {"EXACT": {8: 1.0, 4: 1.3, 1: 4.0}, "TF32": {4: 1.0, 2: 1.3}, "BF16": {4: 1.0, 2: 1.3}}
@@ -109,12 +109,14 @@ def plan(
     lanes, widest, vector = LANES[compute], max((*own, *out, 1)), 16 // size
     chunk = next((chunk for chunk in (16, 32) if widest <= chunk), 64)
     chunks = -(-max((*out, 1)) // chunk)
-    kept = sum(-(-features // chunk) * chunk + vector for features in own)
-    most = MOST_PLAIN_SUMS if plain and device.capability < 100 else MOST_SUMS
+    element = 2 if compute == "BF16" else size  # of tiles
+    gap = 16 // element
+    kept = sum(-(-features // chunk) * chunk + gap for features in own)
+    most = MOST_PLAIN_SUMS if plain and device.capability // 10 == 9 else MOST_SUMS
     plans = []
     for each, cost_of_row in COSTS[compute].items():
         block = each * THREADS // lanes
-        shared = (block * (kept + COLUMNS + vector) + COLUMNS * (chunk + vector)) * size
+        shared = (block * kept + COLUMNS * (chunk + gap)) * element + block * (COLUMNS + vector) * size
         too_many = each > min(COSTS[compute]) and 2 * rows <= block
         too_few = each == 1 and len(out) > 1 and rows > FEW_ROWS  # two launches are faster
         if too_many or too_few or each * size > 32 or shared > device.shared - STATIC:
@@ -453,7 +455,7 @@ class AttentionOps:
         query, keys = _linear(arrays.query, arrays.w_query, compute), _linear(arrays.keys, arrays.w_key, compute)
         hidden = cupy.ascontiguousarray(arrays.v)
         seen = _seen(config, len(query), query.shape[1], keys.shape[1])
-        call = _aligned_call((query, keys, arrays.values), seen, 1.0, config, compute, hidden)
+        call = _aligned_call((query, keys, arrays.values), seen, 1.0, config, None, hidden)
         ctx, alpha, stats = attend(call, ADDITIVE, keep=needs is not None, weights=True)
         return _given_and_kept(arrays, config, seen, ctx, alpha, stats, (query, keys, hidden), compute, needs)
 

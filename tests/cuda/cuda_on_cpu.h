@@ -661,6 +661,27 @@ inline void pyrnn_cpu_mma_m16n8k8_tf32(float *d, const unsigned *a, const unsign
     pyrnn_cpu::mma<8>(d, a, b, c, pyrnn_cpu::Tf32Fragments(), {file, line});
 }
 
+// ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16: PTX ISA 9.2, 9.7.14.5.15
+namespace pyrnn_cpu {
+struct MatrixRow { const void *at; bool turned; };
+struct FourWords { unsigned r[4]; };
+}  // namespace pyrnn_cpu
+inline void pyrnn_cpu_ldmatrix_x4(unsigned *r, const void *row, bool turned, PYRNN_CALLER) {
+    if ((uintptr_t)row % 16) pyrnn_cpu::fail({file, line}, "ldmatrix of a row at %p: not aligned to 16", row);
+    auto combine = [](unsigned, const pyrnn_cpu::MatrixRow **in, pyrnn_cpu::FourWords **out) {
+        for (int matrix = 0; matrix < 4; matrix++) {
+            unsigned short m[8][8];
+            for (int i = 0; i < 8; i++) memcpy(m[i], in[matrix * 8 + i]->at, 16);
+            for (int lane = 0; lane < 32; lane++) {
+                int one = lane / 4, two = lane % 4 * 2;
+                out[lane]->r[matrix] = in[lane]->turned ? m[two][one] | m[two + 1][one] << 16 : m[one][two] | m[one][two + 1] << 16;
+            }
+        }
+    };
+    auto result = pyrnn_cpu::in_warp<pyrnn_cpu::MatrixRow, pyrnn_cpu::FourWords>(~0u, {row, turned}, combine, {file, line});
+    memcpy(r, result.r, sizeof result.r);
+}
+
 // --- numbers ------------------------------------------------------------------------------------------------------
 
 #define PYRNN_CAST(name, From, To) inline To name(From x) { return pyrnn_cpu::bits<To>(x); }

@@ -45,10 +45,25 @@
 #define COLUMNS (TX * TN)
 #define EACH (CHUNK / TX)              /* columns of a chunk of the output, of a thread */
 #define VECTOR (16 / (int)sizeof(REAL)) /* elements in 16 bytes */
-#define TILE_ROW (CHUNK + VECTOR)      /* so that rows lie in different banks */
 #define WEIGHTS_ROW (COLUMNS + VECTOR)
 #define TILE (COLUMNS * TILE_ROW)
-#define WEIGHTS (ROWS * WEIGHTS_ROW)
+
+/* An operand as it lies in a tile. */
+#if COMPUTE == BF16
+typedef unsigned short Element;
+#else
+typedef REAL Element;
+#endif
+#define GAP (16 / (int)sizeof(Element)) /* so that rows lie in different banks */
+#define TILE_ROW (CHUNK + GAP)
+
+__device__ __forceinline__ REAL value(Element x) {
+#if COMPUTE == BF16
+    return __uint_as_float((unsigned)x << 16);
+#else
+    return x;
+#endif
+}
 
 #define LARGEST (sizeof(REAL) == 4 ? (REAL)3.4028234e38 : (REAL)1.797693134862315e308)
 
@@ -87,7 +102,7 @@ __device__ __forceinline__ bool is_finite(REAL x) { return x - x == 0; }
 /* Bring features [column, column + CHUNK) of OF rows, at(r) each or null, to a tile: zeros where there is none. Tells whether
    all that the thread brought is finite. */
 template <int EACH_OF, int OF, typename At>
-__device__ __forceinline__ bool stage(REAL *tile, int length, At at, int column, int columns, bool aligned) {
+__device__ __forceinline__ bool stage(Element *tile, int length, At at, int column, int columns, bool aligned) {
     const int packs = CHUNK / VECTOR;
     bool finite = true;
 #pragma unroll 4
@@ -108,20 +123,25 @@ __device__ __forceinline__ bool stage(REAL *tile, int length, At at, int column,
             pack.at[j] = operand(pack.at[j]);
             finite = finite && is_finite(pack.at[j]); /* as it is rounded: the largest numbers become infinite */
         }
-        *(Pack<REAL> *)(tile + place<EACH_OF, OF>(r) * length + offset) = pack;
+        Element *to = tile + place<EACH_OF, OF>(r) * length + offset;
+#if COMPUTE == BF16
+        *(uint2 *)to = {two_bf16(pack.at[0], pack.at[1]), two_bf16(pack.at[2], pack.at[3])};
+#else
+        *(Pack<REAL> *)to = pack;
+#endif
     }
     return finite;
 }
 
 /* Bring all features of a block's rows to shared memory, chunk after chunk; the length of a row there. */
-__device__ __forceinline__ int row_length(int features) { return (features + CHUNK - 1) / CHUNK * CHUNK + VECTOR; }
-template <typename At> __device__ __forceinline__ void stage_own(REAL *own, At at, int features, bool aligned) {
+__device__ __forceinline__ int row_length(int features) { return (features + CHUNK - 1) / CHUNK * CHUNK + GAP; }
+template <typename At> __device__ __forceinline__ void stage_own(Element *own, At at, int features, bool aligned) {
     for (int f = 0; f < features; f += CHUNK) stage<TM, ROWS>(own + f, row_length(features), at, f, features, aligned);
 }
 
 /* The chunk of features that a block has staged of one side, and what it was. */
 struct Staged {
-    REAL *tile;
+    Element *tile;
     int *spoilt;       /* in shared memory: the last number that something not finite was in */
     int number;
     int array, chunk; /* of which array, as in c.aligned; 0: none that will be asked for */
@@ -142,16 +162,16 @@ struct Staged {
 
 /* sum += Σ hidden · tanh(rows + tile), over the features of a chunk, of which `left` are there. */
 __device__ __forceinline__ void add_rows(
-    REAL (&sum)[TM][TN], const REAL *rows, int rows_row, const REAL *tile, const REAL *hidden, int left
+    REAL (&sum)[TM][TN], const Element *rows, int rows_row, const Element *tile, const REAL *hidden, int left
 ) {
     for (int f = 0; f < min(left, CHUNK); f++) {
         const REAL factor = hidden[f];
         REAL theirs[TN];
 #pragma unroll
-        for (int j = 0; j < TN; j++) theirs[j] = tile[tile_row(j) * TILE_ROW + f];
+        for (int j = 0; j < TN; j++) theirs[j] = value(tile[tile_row(j) * TILE_ROW + f]);
 #pragma unroll
         for (int i = 0; i < TM; i++) {
-            const REAL own = rows[own_row(i) * rows_row + f];
+            const REAL own = value(rows[own_row(i) * rows_row + f]);
 #pragma unroll
             for (int j = 0; j < TN; j++) sum[i][j] = fma(factor, tanh(own + theirs[j]), sum[i][j]);
         }
@@ -164,7 +184,7 @@ __device__ __forceinline__ bool is_hidden(REAL weight) {
 }
 
 /* sum += weights · tile, over the tile's rows that are seen. */
-__device__ __forceinline__ void multiply_seen(REAL (&sum)[TM][EACH], const REAL *weights, const REAL *tile) {
+__device__ __forceinline__ void multiply_seen(REAL (&sum)[TM][EACH], const REAL *weights, const Element *tile) {
 #pragma unroll 1
     for (int k = 0; k < COLUMNS; k++)
 #pragma unroll
@@ -173,7 +193,7 @@ __device__ __forceinline__ void multiply_seen(REAL (&sum)[TM][EACH], const REAL 
             if (is_hidden(own)) continue;
 #pragma unroll
             for (int j = 0; j < EACH; j++)
-                sum[i][j] = fma(own, tile[place<TN, COLUMNS>(k) * TILE_ROW + output_column(j)], sum[i][j]);
+                sum[i][j] = fma(own, value(tile[place<TN, COLUMNS>(k) * TILE_ROW + output_column(j)]), sum[i][j]);
         }
 }
 
@@ -193,7 +213,7 @@ template <int COUNT> __device__ __forceinline__ void load(REAL (&to)[COUNT], con
 }
 
 /* sum += rows · tileᵀ, over the features of a chunk. */
-__device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *rows, int rows_row, const REAL *tile) {
+__device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const Element *rows, int rows_row, const Element *tile) {
 #pragma unroll 1
     for (int f = 0; f < CHUNK; f += 4) {
         REAL theirs[TN][4];
@@ -212,7 +232,7 @@ __device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *r
 }
 
 /* sum += weights · tile, over the tile's rows. */
-__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL *weights, const REAL *tile) {
+__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL *weights, const Element *tile) {
 #pragma unroll 1
     for (int k = 0; k < COLUMNS; k += 4) {
         REAL theirs[4][EACH];
@@ -230,46 +250,82 @@ __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const RE
     }
 }
 #else
-/* What a register of the matrix units holds: a number, or two of bfloat16. */
-__device__ __forceinline__ unsigned packed(float low, float high) {
-    return COMPUTE == BF16 ? __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u) : __float_as_uint(low);
-}
-__device__ __forceinline__ unsigned packed(const float *row) {
-    if (COMPUTE == TF32) return __float_as_uint(*row);
-    const float2 two = *(const float2 *)row;
-    return packed(two.x, two.y);
-}
-
-/* sum += a · b for a thread's rows 2i, 2i + 1 and columns 2j, 2j + 1 and those of its warp. */
-template <int COUNT>
-__device__ __forceinline__ void multiply(REAL (&sum)[TM][COUNT], int i, int j, const unsigned (&a)[4], const unsigned (&b)[2]) {
-    float c[4] = {sum[2 * i][2 * j], sum[2 * i][2 * j + 1], sum[2 * i + 1][2 * j], sum[2 * i + 1][2 * j + 1]};
+/* Fragments as the matrix units take them, of 16 rows or of twice 8 columns, and STEP terms from f on, or from row k of a tile. */
 #if COMPUTE == BF16
-    mma_bf16(c, a, b);
+__device__ __forceinline__ void load_rows(unsigned (&a)[4], const Element *rows, int length, int i, int f) {
+    const int lane = threadIdx.x % 32;
+    load_matrices(a, rows + ((int)threadIdx.x / 32 * 8 * TM + i * 16 + lane % 16) * length + f + lane / 16 * 8);
+}
+__device__ __forceinline__ void load_columns(unsigned (&b)[4], const Element *tile, int j, int f) {
+    const int lane = threadIdx.x % 32;
+    load_matrices(b, tile + (j * 16 + lane / 16 * 8 + lane % 8) * TILE_ROW + f + lane / 8 % 2 * 8);
+}
+__device__ __forceinline__ void load_output_columns(unsigned (&b)[4], const Element *tile, int k, int j) {
+    const int lane = threadIdx.x % 32;
+    load_turned_matrices(b, tile + (k + lane % 16) * TILE_ROW + j * 16 + lane / 16 * 8);
+}
+__device__ __forceinline__ void weights_fragment(unsigned (&a)[4], const REAL (&upper)[TN], const REAL (&lower)[TN], int k) {
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        a[2 * u] = two_bf16(upper[4 * k + 2 * u], upper[4 * k + 2 * u + 1]);
+        a[2 * u + 1] = two_bf16(lower[4 * k + 2 * u], lower[4 * k + 2 * u + 1]);
+    }
+}
 #else
-    mma_tf32(c, a, b);
+__device__ __forceinline__ void load_rows(unsigned (&a)[4], const Element *rows, int length, int i, int f) {
+#pragma unroll
+    for (int u = 0; u < 4; u++) a[u] = __float_as_uint(rows[own_row(2 * i + u % 2) * length + f + u / 2 * 4 + threadIdx.x % 4]);
+}
+__device__ __forceinline__ void load_columns(unsigned (&b)[4], const Element *tile, int j, int f) {
+    const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+#pragma unroll
+    for (int u = 0; u < 4; u++) b[u] = __float_as_uint(tile[(j * 16 + u / 2 * 8 + group) * TILE_ROW + f + u % 2 * 4 + within]);
+}
+/* The sum's order is free: a thread has two terms that follow one another, as its columns of the scores do. */
+__device__ __forceinline__ void load_output_columns(unsigned (&b)[4], const Element *tile, int k, int j) {
+    const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+#pragma unroll
+    for (int u = 0; u < 4; u++) b[u] = __float_as_uint(tile[(k + within * 2 + u % 2) * TILE_ROW + j * 16 + u / 2 * 8 + group]);
+}
+__device__ __forceinline__ void weights_fragment(unsigned (&a)[4], const REAL (&upper)[TN], const REAL (&lower)[TN], int k) {
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        a[2 * u] = to_tf32(upper[2 * k + u]);
+        a[2 * u + 1] = to_tf32(lower[2 * k + u]);
+    }
+}
 #endif
-    sum[2 * i][2 * j] = c[0];
-    sum[2 * i][2 * j + 1] = c[1];
-    sum[2 * i + 1][2 * j] = c[2];
-    sum[2 * i + 1][2 * j + 1] = c[3];
+
+/* sum += a · b for a thread's rows 2i, 2i + 1 and columns 4j, 4j + 1, 4j + 2, 4j + 3 and those of its warp. */
+template <int COUNT>
+__device__ __forceinline__ void multiply(REAL (&sum)[TM][COUNT], int i, int j, const unsigned (&a)[4], const unsigned (&b)[4]) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        REAL *upper = sum[2 * i] + 4 * j + 2 * half, *lower = sum[2 * i + 1] + 4 * j + 2 * half;
+        float c[4] = {upper[0], upper[1], lower[0], lower[1]};
+        const unsigned two[2] = {b[2 * half], b[2 * half + 1]};
+#if COMPUTE == BF16
+        mma_bf16(c, a, two);
+#else
+        mma_tf32(c, a, two);
+#endif
+        upper[0] = c[0];
+        upper[1] = c[1];
+        lower[0] = c[2];
+        lower[1] = c[3];
+    }
 }
 
 /* sum += rows · tileᵀ, over the features of a chunk. */
-__device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *rows, int rows_row, const REAL *tile) {
-    const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4 * (STEP / 8);
+__device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const Element *rows, int rows_row, const Element *tile) {
 #pragma unroll 2
-    for (int f = within; f < CHUNK; f += STEP) {
-        unsigned a[TM / 2][4];
+    for (int f = 0; f < CHUNK; f += STEP) {
+        unsigned a[TM / 2][4], b[4];
 #pragma unroll
-        for (int i = 0; i < TM / 2; i++)
+        for (int i = 0; i < TM / 2; i++) load_rows(a[i], rows, rows_row, i, f);
 #pragma unroll
-            for (int u = 0; u < 4; u++) a[i][u] = packed(rows + own_row(2 * i + u % 2) * rows_row + f + u / 2 * (STEP / 2));
-#pragma unroll
-        for (int j = 0; j < TN / 2; j++) {
-            unsigned b[2];
-#pragma unroll
-            for (int u = 0; u < 2; u++) b[u] = packed(tile + (j * 8 + group) * TILE_ROW + f + u * (STEP / 2));
+        for (int j = 0; j < TN / 4; j++) {
+            load_columns(b, tile, j, f);
 #pragma unroll
             for (int i = 0; i < TM / 2; i++) multiply(sum, i, j, a[i], b);
         }
@@ -277,27 +333,15 @@ __device__ __forceinline__ void multiply_rows(REAL (&sum)[TM][TN], const REAL *r
 }
 
 /* sum += weights · tile, over the tile's rows, with a thread's own weights. */
-__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL (&weights)[TM][TN], const REAL *tile) {
-    /* The sum's order is free: of TF32 a thread has two terms that follow one another, as its columns do. */
-    const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4 * 2, second = COMPUTE == BF16 ? 8 : 1;
+__device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const REAL (&weights)[TM][TN], const Element *tile) {
 #pragma unroll
     for (int k = 0; k < COLUMNS / STEP; k++) {
-        unsigned a[TM / 2][4];
+        unsigned a[TM / 2][4], b[4];
 #pragma unroll
-        for (int i = 0; i < TM / 2; i++)
+        for (int i = 0; i < TM / 2; i++) weights_fragment(a[i], weights[2 * i], weights[2 * i + 1], k);
 #pragma unroll
-            for (int u = 0; u < 4; u++) {
-                const REAL *own = weights[2 * i + u % 2] + (COMPUTE == BF16 ? 4 * k + u / 2 * 2 : 2 * k + u / 2);
-                a[i][u] = COMPUTE == BF16 ? two_bf16(own[0], own[1]) : to_tf32(own[0]);
-            }
-#pragma unroll
-        for (int j = 0; j < EACH / 2; j++) {
-            unsigned b[2];
-#pragma unroll
-            for (int u = 0; u < 2; u++) {
-                const REAL *from = tile + (k * STEP + within + u * second) * TILE_ROW + j * 8 + group;
-                b[u] = packed(from[0], from[COMPUTE == BF16 ? TILE_ROW : 0]);
-            }
+        for (int j = 0; j < EACH / 4; j++) {
+            load_output_columns(b, tile, k * STEP, j);
 #pragma unroll
             for (int i = 0; i < TM / 2; i++) multiply(sum, i, j, a[i], b);
         }

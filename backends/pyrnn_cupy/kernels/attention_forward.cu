@@ -11,7 +11,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     extern __shared__ int4 shared_memory[];
     __shared__ Queries queries;
     __shared__ int spoilt;
-    REAL *own = (REAL *)shared_memory, *tile = own + ROWS * row_length(c.D), *weights = tile + TILE;
+    Element *own = (Element *)shared_memory, *tile = own + ROWS * row_length(c.D);
+    REAL *weights = (REAL *)(tile + TILE);
     const int split = blockIdx.x % c.splits, own_length = row_length(c.D);
     const Rows rows = rows_of_block(c, blockIdx.x / c.splits);
     const Bounds bounds = bounds_of(c, rows_info, rows.b);

@@ -16,8 +16,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_keys(
     __shared__ Kept kept_rows[COLUMNS];
     __shared__ int spoilt;
     const int k_length = SCORE == GIVEN ? 0 : row_length(c.D), v_length = row_length(c.Dv);
-    REAL *k_own = (REAL *)shared_memory, *v_own = k_own + ROWS * k_length, *tile = v_own + (WANT_K ? ROWS * v_length : 0);
-    REAL *weights = tile + TILE;
+    Element *k_own = (Element *)shared_memory, *v_own = k_own + ROWS * k_length, *tile = v_own + (WANT_K ? ROWS * v_length : 0);
+    REAL *weights = (REAL *)(tile + TILE);
     const int tiles = (c.M + ROWS - 1) / ROWS, key = (int)(blockIdx.x % tiles) * ROWS;
     const int b = (int)(blockIdx.x / tiles / c.heads), shared = (int)(blockIdx.x / tiles % c.heads);
     const Bounds bounds = bounds_of(c, rows_info, b);

@@ -10,8 +10,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_queries(
     __shared__ Kept kept_rows[ROWS];
     __shared__ int spoilt;
     const int q_length = SCORE == GIVEN ? 0 : row_length(c.D);
-    REAL *q_own = (REAL *)shared_memory, *dy_own = q_own + ROWS * q_length, *tile = dy_own + ROWS * row_length(c.Dv);
-    REAL *weights = tile + TILE;
+    Element *q_own = (Element *)shared_memory, *dy_own = q_own + ROWS * q_length, *tile = dy_own + ROWS * row_length(c.Dv);
+    REAL *weights = (REAL *)(tile + TILE);
     const Rows rows = rows_of_block(c, blockIdx.x);
     const Bounds bounds = bounds_of(c, rows_info, rows.b);
     const RowScores scores = {rows, bounds, queries, kept_rows, q_own, dy_own};

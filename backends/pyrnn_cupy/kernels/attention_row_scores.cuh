@@ -16,7 +16,7 @@ struct RowScores {
     const Bounds &bounds;
     const Queries &queries;
     const Kept *kept_rows;
-    const REAL *q_own, *dy_own;
+    const Element *q_own, *dy_own;
 
     __device__ __forceinline__ void compute(
         const Call &c, const Back &back, const REAL *k, const REAL *v, int key, Staged &staged, REAL (&d)[TM][TN]
@@ -57,7 +57,7 @@ struct RowScores {
         return {at3(array, step, rows.b, rows.shared, key), step[2], c.M - key};
     }
 
-    __device__ __forceinline__ void stage(const Call &c, REAL *q_to, REAL *dy_to, const REAL *q, const REAL *dy) const {
+    __device__ __forceinline__ void stage(const Call &c, Element *q_to, Element *dy_to, const REAL *q, const REAL *dy) const {
         if (SCORE != GIVEN) stage_own(q_to, [&](int r) { return rows.at(c, q, c.q, r); }, c.D, c.aligned & OF_Q);
         if (dy) stage_own(dy_to, [&](int r) { return rows.at(c, dy, c.dy, r); }, c.Dv, c.aligned & OF_DY);
         else

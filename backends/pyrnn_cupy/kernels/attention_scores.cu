@@ -12,8 +12,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_scores(
     __shared__ Kept kept_rows[ROWS];
     __shared__ int spoilt;
     const int q_length = SCORE == GIVEN ? 0 : row_length(c.D), heads = c.heads * c.group;
-    REAL *q_own = (REAL *)shared_memory, *dy_own = q_own + ROWS * q_length, *tile = dy_own + ROWS * row_length(c.Dv);
-    REAL *weights = tile + TILE;
+    Element *q_own = (Element *)shared_memory, *dy_own = q_own + ROWS * q_length, *tile = dy_own + ROWS * row_length(c.Dv);
+    REAL *weights = (REAL *)(tile + TILE);
     const Back back = {{bias, mask, rows_info}, given, dgiven, (REAL)(c.scale * (double)LOG2E)};
     const int row_tiles = (c.N + ROWS - 1) / ROWS, key_tiles = (c.M + COLUMNS - 1) / COLUMNS;
     const int key_tile = blockIdx.x % key_tiles, row_tile = blockIdx.x / key_tiles % row_tiles;

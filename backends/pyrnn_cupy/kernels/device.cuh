@@ -12,6 +12,8 @@
 #define await_copies pyrnn_cpu_cp_async_wait
 #define mma_bf16(c, a, b) pyrnn_cpu_mma_m16n8k16_bf16(c, a, b, c)
 #define mma_tf32(c, a, b) pyrnn_cpu_mma_m16n8k8_tf32(c, a, b, c)
+#define load_matrices(r, row) pyrnn_cpu_ldmatrix_x4(r, row, false)
+#define load_turned_matrices(r, row) pyrnn_cpu_ldmatrix_x4(r, row, true)
 #else
 
 __device__ __forceinline__ unsigned load_acquire(const unsigned *at) {
@@ -50,6 +52,17 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4], 
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Four matrices of 8 by 8 numbers of 16 bits from shared memory: lane l gives where row l % 8 of matrix l / 8 lies, and gets of
+   each the two that it has in a fragment; of those turned, the fragment of the transpose. */
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
+}
+__device__ __forceinline__ void load_turned_matrices(unsigned (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");
 }
 #endif
 
