@@ -251,15 +251,15 @@ __device__ __forceinline__ void multiply_columns(REAL (&sum)[TM][EACH], const RE
 }
 #else
 /* Fragments as the matrix units take them, of 16 rows or of twice 8 columns, and STEP terms from f on, or from row k of a tile. */
-#if COMPUTE == BF16
 __device__ __forceinline__ void load_rows(unsigned (&a)[4], const Element *rows, int length, int i, int f) {
     const int lane = threadIdx.x % 32;
-    load_matrices(a, rows + ((int)threadIdx.x / 32 * 8 * TM + i * 16 + lane % 16) * length + f + lane / 16 * 8);
+    load_matrices(a, rows + ((int)threadIdx.x / 32 * 8 * TM + i * 16 + lane % 16) * length + f + lane / 16 * (STEP / 2));
 }
 __device__ __forceinline__ void load_columns(unsigned (&b)[4], const Element *tile, int j, int f) {
     const int lane = threadIdx.x % 32;
-    load_matrices(b, tile + (j * 16 + lane / 16 * 8 + lane % 8) * TILE_ROW + f + lane / 8 % 2 * 8);
+    load_matrices(b, tile + (j * 16 + lane / 16 * 8 + lane % 8) * TILE_ROW + f + lane / 8 % 2 * (STEP / 2));
 }
+#if COMPUTE == BF16
 __device__ __forceinline__ void load_output_columns(unsigned (&b)[4], const Element *tile, int k, int j) {
     const int lane = threadIdx.x % 32;
     load_turned_matrices(b, tile + (k + lane % 16) * TILE_ROW + j * 16 + lane / 16 * 8);
@@ -272,15 +272,6 @@ __device__ __forceinline__ void weights_fragment(unsigned (&a)[4], const REAL (&
     }
 }
 #else
-__device__ __forceinline__ void load_rows(unsigned (&a)[4], const Element *rows, int length, int i, int f) {
-#pragma unroll
-    for (int u = 0; u < 4; u++) a[u] = __float_as_uint(rows[own_row(2 * i + u % 2) * length + f + u / 2 * 4 + threadIdx.x % 4]);
-}
-__device__ __forceinline__ void load_columns(unsigned (&b)[4], const Element *tile, int j, int f) {
-    const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
-#pragma unroll
-    for (int u = 0; u < 4; u++) b[u] = __float_as_uint(tile[(j * 16 + u / 2 * 8 + group) * TILE_ROW + f + u % 2 * 4 + within]);
-}
 /* The sum's order is free: a thread has two terms that follow one another, as its columns of the scores do. */
 __device__ __forceinline__ void load_output_columns(unsigned (&b)[4], const Element *tile, int k, int j) {
     const int group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;

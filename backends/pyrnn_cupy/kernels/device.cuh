@@ -54,8 +54,8 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const unsigned (&a)[4], 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Four matrices of 8 by 8 numbers of 16 bits from shared memory: lane l gives where row l % 8 of matrix l / 8 lies, and gets of
-   each the two that it has in a fragment; of those turned, the fragment of the transpose. */
+/* Four matrices of 8 rows of 16 bytes from shared memory: lane l gives where row l % 8 of matrix l / 8 lies, and gets of each what
+   it has in a fragment, two numbers of 16 bits or one of 32. Of those turned, of 16 bits, it gets the transpose's. */
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((unsigned)__cvta_generic_to_shared(row)) : "memory");

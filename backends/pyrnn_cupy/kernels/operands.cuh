@@ -174,13 +174,9 @@ struct Sums {
     float of[TILES][4];
 
     __device__ __forceinline__ void add(const Round &round, int i, const Operand *tile, int r0) {
-        const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         unsigned a[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const int row = r0 + group + j % 2 * 8, k = (i * WARPS + warp) * STEP + j / 2 * STEP / 2 + within * (STEP / 8);
-            a[j] = *(const unsigned *)(tile + row * SHARED_ROW + k);
-        }
+        load_matrices(a, tile + (r0 + lane % 16) * SHARED_ROW + (i * WARPS + warp) * STEP + lane / 16 * (STEP / 2));
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
             const unsigned b[2] = {round.w[n * 2], round.w[n * 2 + 1]};
