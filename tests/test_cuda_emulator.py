@@ -249,6 +249,35 @@ def test_blocks_of_a_cooperative_launch_wait_for_each_other(seed: int) -> None:
     assert count[0] == 14 * 5
 
 
+def test_a_block_may_run_far_ahead_of_another() -> None:
+    launch = kernel("""extern "C" __global__ void k(unsigned* flags, float* x, float* y) {
+        unsigned block = blockIdx.x;
+        if (threadIdx.x == 0) pyrnn_cpu_st_release_gpu(flags + block, 1);
+        while (!pyrnn_cpu_ld_acquire_gpu(flags + 1 - block)) {}
+        for (int i = 0; i < 100 * block; i++) __syncthreads();
+        if (block) *x = 1; else *y = *x; }""")
+    seen = set()
+    for seed in range(100):
+        y = np.full(1, np.nan, F)
+        launch((2,), (64,), (np.zeros(2, U), np.zeros(1, F), y), cooperative=True, seed=seed)
+        seen.add(float(y[0]))
+    assert seen == {0, 1}
+
+
+def test_a_warp_may_run_far_ahead_of_another() -> None:
+    launch = kernel("""extern "C" __global__ void k(float* x, float* y) {
+        int warp = threadIdx.x / 32;
+        __syncthreads();
+        for (int i = 0; i < 100 * warp; i++) __syncwarp();
+        if (warp) *x = 1; else if (threadIdx.x == 0) *y = *x; }""")
+    seen = set()
+    for seed in range(100):
+        y = np.full(1, np.nan, F)
+        launch((1,), (64,), (np.zeros(1, F), y), seed=seed)
+        seen.add(float(y[0]))
+    assert seen == {0, 1}
+
+
 def test_blocks_of_a_normal_launch_can_not() -> None:
     with pytest.raises(EmulatorError, match=r"deadlock.*one block after the other"):
         kernel(GRID, "rotate")((5,), (4,), (np.zeros(20, F), np.zeros(1, U), I(7)))

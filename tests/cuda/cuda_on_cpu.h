@@ -5,8 +5,8 @@
 // are plain and a stuck launch is seen as one. The blocks of a normal launch run one after the other; those of a
 // cooperative launch are all resident, so that one may wait for another, if it calls pyrnn_spin_pause() while it does.
 //
-// A seed other than 0 shuffles the order of threads and blocks and lets some run ahead, to find races that a fixed
-// order hides. What is never written (shared memory at first, bytes around it) holds no zeros.
+// A seed other than 0 shuffles the order of threads and blocks and lets some stand still while others run far ahead, to
+// find races that a fixed order hides. What is never written (shared memory at first, bytes around it) holds no zeros.
 //
 // Two words are left to `emulator.py`, as no macro can express them: __global__ and __shared__.
 #pragma once
@@ -156,10 +156,16 @@ struct Thread {
     Copy pending[MAX_COPIES];
 };
 
+struct Some {  // warps of a block, or blocks, that run for a while
+    uint64_t which;
+    unsigned left;
+};
+
 struct Block {
     uint3 index;
     Thread *threads;
     unsigned alive, arrived;
+    Some warps;
     char *dynamic;
     char *shared[MAX_SHARED];
 };
@@ -334,8 +340,16 @@ static void shuffle(unsigned *order, unsigned count) {
     for (unsigned i = count; launch->seed && i > 1; i--) std::swap(order[i - 1], order[random_bits() % i]);
 }
 
+// Tells who runs now: with a seed half of them, for up to 512 times on end.
+static uint64_t draw(Some &some) {
+    if (!launch->seed) return ~0ULL;
+    if (!some.left) some = {random_bits(), 1u << random_bits() % 10};
+    some.left--;
+    return some.which;
+}
+
 static void start(Block &block, size_t number, size_t slot) {
-    block.index = grid_size.at(number), block.alive = block_threads, block.arrived = 0;
+    block.index = grid_size.at(number), block.alive = block_threads, block.arrived = 0, block.warps = {};
     block.dynamic = new_shared(launch->shared);
     memset(block.shared, 0, sizeof block.shared);
     for (unsigned i = 0; i < block_threads; i++) {
@@ -362,14 +376,17 @@ static void end(Block &block) {
 // Runs each thread of a block until it waits, some not at all where there is a seed; tells whether the block goes on.
 static bool pass(Block &block, unsigned *order) {
     if (launch->seed) shuffle(order, block_threads);
-    uint64_t warps = launch->seed ? random_bits() : ~0ULL;  // half of the warps run
-    for (unsigned i = 0; i < block_threads && !*launch->error; i++) {
-        Thread &t = block.threads[order[i]];
-        if (t.state != READY || !(warps >> order[i] / 32 % 32 & 1)) continue;
-        self = &t;
-        departs(t.stack, STACK);
-        switch_context(&scheduler, &t.context);
-        arrives(nullptr, nullptr);
+    for (bool ran = false; !ran;) {
+        uint64_t warps = draw(block.warps);
+        for (unsigned i = 0; i < block_threads && !*launch->error; i++) {
+            Thread &t = block.threads[order[i]];
+            if (t.state != READY || !(warps >> order[i] / 32 % 32 & 1)) continue;
+            self = &t, ran = true;
+            departs(t.stack, STACK);
+            switch_context(&scheduler, &t.context);
+            arrives(nullptr, nullptr);
+        }
+        if (!ran) block.warps.left = 0;  // all of these wait: others can run
     }
     self = nullptr;
     if (*launch->error || !block.alive) return false;
@@ -389,6 +406,7 @@ static void run(Launch *l, void (*call)(void *), void *values) {
     unsigned *order = new unsigned[block_threads], *queue = new unsigned[total], *turns = new unsigned[resident];
     bool *runs = new bool[resident]();
     shuffle(order, block_threads), shuffle(queue, total), shuffle(turns, resident);
+    Some some = {};
     for (size_t idle = 0, before = 0; !*l->error; before = progress) {
         for (unsigned i = 0; i < resident; i++) {
             if (runs[i] || started == total) continue;
@@ -397,9 +415,11 @@ static void run(Launch *l, void (*call)(void *), void *values) {
         }
         if (!running) break;
         if (l->seed) shuffle(turns, resident);
+        if (idle > 8) some.left = 0;  // those who run wait for the others
+        uint64_t run_now = resident > 1 ? draw(some) : ~0ULL;
         for (unsigned i = 0; i < resident && !*l->error; i++) {
             unsigned slot = turns[i];
-            if (!runs[slot] || (l->seed && resident > 1 && random_bits() & 1)) continue;
+            if (!runs[slot] || !(run_now >> slot % 48 & 1)) continue;
             if (!pass(blocks[slot], order)) end(blocks[slot]), runs[slot] = false, running--;
         }
         idle = progress == before ? idle + 1 : 0;
