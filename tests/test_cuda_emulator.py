@@ -639,6 +639,16 @@ def test_arrays_are_written_in_place(cp: Any) -> None:
         assert type(twin) is cp.ndarray and (twin == x).all() and twin.data.ptr != x.data.ptr
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(F, "float"), (D, "double")])
+def test_what_is_read_beside_an_array_is_nan(cp: Any, dtype: type, name: str) -> None:
+    kernel = cp.RawKernel(
+        f'extern "C" __global__ void k({name}* x, {name}* y) {{ y[0] = 0 * x[-1]; y[1] = 0 * x[2]; }}', "k"
+    )
+    x, y = cp.ones(2, dtype), cp.ones(2, dtype)
+    kernel((1,), (1,), (x, y))
+    assert cp.isnan(y).all()
+
+
 def test_new_memory_is_nan_and_results_are_contiguous(cp: Any) -> None:
     x = cp.empty((3, 4), F)
     assert cp.isnan(x).all() and x.data.ptr % 512 == 0

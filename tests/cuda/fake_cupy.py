@@ -1,8 +1,8 @@
 """A stand-in for CuPy 14 without a GPU: arrays are numpy's within, kernels run in the emulator.
 
 It is as strict as CuPy: numpy's arrays are refused where CuPy refuses them, and what goes between host and device is
-counted in `transfers`. Beyond that, new memory is NaN, and what a kernel writes beside an array is an error. What CuPy
-has and this has not is an AttributeError.
+counted in `transfers`. Beyond that, new memory is NaN, and what a kernel writes beside an array is an error and what it
+reads there is NaN. What CuPy has and this has not is an AttributeError.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ import emulator
 import fake_cublas
 import numpy as np
 
-GUARD, ALIGNMENT, UNWRITTEN, OUTSIDE = 512, 512, 0xFF, 0xDB
+GUARD, ALIGNMENT, UNWRITTEN = 512, 512, 0xFF
+# Around an array is what is NaN as float and as double: who reads it gets NaN, even times 0. Signalling NaN, as far as
+# one pattern can be for both, becomes another NaN by arithmetic: so what is added to it is seen as well.
+_UNTOUCHED = np.array([0xFFBFDBDB, 0xFFF7DBDB], "<u4").tobytes() * (GUARD // 8)
+_OUTSIDE = np.frombuffer(_UNTOUCHED, np.uint8)
 
 # An NVIDIA H200, as cudaDeviceGetAttribute tells of it.
 H200 = {
@@ -107,7 +111,7 @@ class Memory:
             self.start = GUARD + -(self.root.ctypes.data + GUARD) % ALIGNMENT
             self.guards = [self.root[self.start - GUARD :][:GUARD], self.root[self.start + size :][:GUARD]]
             for guard in self.guards:
-                guard[:] = OUTSIDE
+                guard[:] = _OUTSIDE
         else:
             self.root, self.start = _root(foreign), 0
         self.ptr = self.root.ctypes.data + self.start if size else 0
@@ -123,12 +127,12 @@ class Memory:
         """Raise if a kernel wrote around it."""
         for guard, begin in zip(self.guards, (-GUARD, self.size), strict=False):
             if guard.tobytes() != _UNTOUCHED:
-                at = begin + int(np.flatnonzero(guard != OUTSIDE)[0])
-                guard[:] = OUTSIDE
+                word = int(np.flatnonzero(guard != _OUTSIDE)[0]) // 4  # another NaN is other in its middle
+                at = begin + 4 * word
+                guard[:] = _OUTSIDE
                 raise emulator.EmulatorError(f"{kernel}: an array of {self.size} bytes was written at byte {at}")
 
 
-_UNTOUCHED = bytes([OUTSIDE]) * GUARD
 _memories: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 
