@@ -118,6 +118,17 @@ def test_in_any_order_of_threads(backend: Any, seed: int, reverse: bool, monkeyp
     parity(backend, "lstm", (9, 5, 3, 20), None, "float64", reverse=reverse)
 
 
+# Three blocks that wait for each other, or a block with its group; and tiles, one fetched while another is multiplied.
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("compute", [None, "bfloat16"])
+@pytest.mark.parametrize("sizes", [(40, 6, 5, 33), (100, 6, 2, 5)])
+def test_blocks_and_tiles_in_any_order(
+    backend: Any, sizes: tuple[int, int, int, int], compute: str | None, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_cupy.settings, "seed", seed)
+    parity(backend, "lstm", sizes, compute, "float32", lengths=np.arange(sizes[0]) % (sizes[1] + 1))
+
+
 @pytest.mark.parametrize("op", GATES)
 def test_steps_where_weights_find_no_room(backend: Any, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyrnn_cupy import plans
