@@ -39,6 +39,17 @@ def backend(cupy: Any) -> Any:
     return CupyBackend()
 
 
+@pytest.fixture(params=["many", "one"])
+def blocks(request: pytest.FixtureRequest, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have kernels launched with as many blocks as small arrays have work for, or with one that goes over all of it."""
+    from pyrnn_cupy import basic, update
+
+    if request.param == "one":
+        for module, name in ((basic, "BLOCKS"), (basic, "TABLE_BLOCKS"), (update, "BLOCKS")):
+            monkeypatch.setattr(module, name, 1)
+    return str(request.param)
+
+
 def head(width: int) -> nn.Linear:
     return nn.Linear(width, CLASSES, rng=1)
 
@@ -235,7 +246,11 @@ def test_kit(cupy: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_long_rows(cupy: Any, backend: Any, dtype: str) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_long_rows(
+    cupy: Any, backend: Any, blocks: str, dtype: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_cupy.settings, "seed", seed)  # of the order in which threads run
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, 3, 2000)).astype(dtype), rng.standard_normal((2, 3, 2000)).astype(dtype)
     weight, targets = rng.standard_normal(2000).astype(dtype), rng.integers(0, 2000, (2, 3))
@@ -244,6 +259,7 @@ def test_long_rows(cupy: Any, backend: Any, dtype: str) -> None:
         (pyrnn.layer_norm, (x, weight, weight), {}, dy),
         (pyrnn.softmax, (x,), {}, dy),
         (pyrnn.cross_entropy, (x,), {"targets": targets}, dy[..., 0]),
+        (pyrnn.embedding, (x[0],), {"indices": targets % 3}, dy),
     ):
         want, pull_want = pyrnn.vjp(op, *arrays, **options, backend="reference")
         placed = {name: cupy.asarray(value) for name, value in options.items()}
@@ -264,7 +280,9 @@ def test_long_rows(cupy: Any, backend: Any, dtype: str) -> None:
     ],
 )
 @pytest.mark.parametrize("turned", [False, True])
-def test_updates(cupy: Any, backend: Any, dtype: str, make: Callable[..., optim.Optimizer], turned: bool) -> None:
+def test_updates(
+    cupy: Any, backend: Any, blocks: str, dtype: str, make: Callable[..., optim.Optimizer], turned: bool
+) -> None:
     rng = np.random.default_rng(0)
     start, grads = rng.standard_normal((5, 70)).astype(dtype), rng.standard_normal((3, 5, 70)).astype(dtype)
     found = []
@@ -279,16 +297,16 @@ def test_updates(cupy: Any, backend: Any, dtype: str, make: Callable[..., optim.
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4 if dtype == "float32" else 1e-12)
 
 
-def test_dropout_is_drawn_on_the_device(cupy: Any, backend: Any) -> None:
+def test_dropout_is_drawn_on_the_device(cupy: Any, backend: Any, blocks: str) -> None:
     from pyrnn.reference.attention import philox
 
     generator, same = np.random.default_rng(3), np.random.default_rng(3)
     fake_cupy.transfers.reset()
-    factors = backend.dropout_factors((7, 143), np.dtype("float32"), 0.3, generator)
+    factors = backend.dropout_factors((7, 243), np.dtype("float32"), 0.3, generator)
     assert fake_cupy.transfers.to_device == 0
     low, high = same.integers(2**32, size=2, dtype=np.uint64)
-    words = np.stack(philox((np.arange(251), 0, 0, 0), int(low) | int(high) << 32), axis=-1).reshape(-1)[:1001]
-    kept = (words >= np.ceil(0.3 * 2**32)).reshape(7, 143)
+    words = np.stack(philox((np.arange(426), 0, 0, 0), int(low) | int(high) << 32), axis=-1).reshape(-1)[:1701]
+    kept = (words >= np.ceil(0.3 * 2**32)).reshape(7, 243)
     np.testing.assert_allclose(factors.get(), kept / 0.7, rtol=1e-6)
     assert not backend.dropout_factors((5,), np.dtype("float64"), 1.0, generator).get().any()
 
