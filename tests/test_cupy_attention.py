@@ -208,6 +208,7 @@ def test_the_order_of_threads_changes_no_bit(backend: Any, seed: int, monkeypatc
         for compute in (None, "tf32", "bfloat16")
     ]
     cases.append((Case((1, 1, 1, 2, 600, 4, 4), bias=(1,)), None))
+    cases.append((Case((1, 1, 1, 70, 90, 0, 4), bias=(70, 90)), None))  # without products of queries and keys
     want = [case.on(backend, compute) for case, compute in cases]
     monkeypatch.setattr(fake_cupy.settings, "seed", seed)
     for (case, compute), before in zip(cases, want, strict=True):
