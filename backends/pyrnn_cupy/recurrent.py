@@ -6,7 +6,6 @@ a GRU that resets before its product, the steps are products by cuBLAS and the c
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ STEP_THREADS = 256
 
 
 class Rows(NamedTuple):
-    """The rows of a call on the device, longest first: see ``Sequence`` in cells.cuh.
+    """The rows of a call on the device, longest first: see ``Sequence`` in cells.cuh; None where all have all steps.
 
     ``valid`` has the places of the valid steps in (B·T), None where that is all; ``active`` how many rows have each
     step.
@@ -41,17 +40,28 @@ class Rows(NamedTuple):
     active: np.ndarray
     total: int
 
+    def sorted(self, states: Any, shape: tuple[int, int], dtype: Any) -> Any:
+        """Return a copy of states in the order of the rows: zeros if none are given."""
+        if states is None:
+            return cupy.zeros(shape, dtype)
+        return states.copy() if self.rows is None else states[self.rows]
 
-@lru_cache(maxsize=64)
-def _uniform(device: int, batch: int, time: int) -> Rows:
-    return _rows(np.full(batch, time, np.int64), time)
+    def unsorted(self, states: Any) -> Any:
+        """Return states in the order of the arrays."""
+        if self.rows is None:
+            return states
+        given = cupy.empty_like(states)
+        given[self.rows] = states
+        return given
 
 
-def _rows(lengths: np.ndarray, time: int) -> Rows:
+def _rows(lengths: np.ndarray | None, batch: int, time: int) -> Rows:
+    if lengths is None:
+        return Rows(None, None, None, None, np.full(time, batch), batch * time)
     order = np.argsort(-lengths, kind="stable")
     firsts = np.concatenate([[0], np.cumsum(lengths)])
     total = int(firsts[-1])
-    full = total == len(lengths) * time
+    full = total == batch * time
     steps = np.arange(int(lengths.max(initial=0)))
     # One copy to the device for all of it.
     host = [order.astype(np.int32), lengths[order].astype(np.int32), firsts[:-1][order]]
@@ -87,7 +97,7 @@ class Call:
         self.batch, self.hidden, self.dtype = batch, arrays.w_hh.shape[1], arrays.x.dtype
         self.compute = None if self.dtype == np.float64 else compute
         sizes = (np.int32(value) for value in (batch, time, self.hidden, config.reverse))
-        self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
+        self.sequence = (given(rows.rows), given(rows.lengths), given(rows.firsts), *sizes)
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
         """Return how the steps run in one launch, or None if they don't, or there are none."""
@@ -131,7 +141,7 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
     batch, time, _ = x.shape
     hidden, gates, dtype = w_hh.shape[1], GATES[cell], x.dtype
     keep = needs is not None
-    rows = _uniform(cupy.cuda.Device().id, batch, time) if config.lengths is None else _rows(config.lengths, time)
+    rows = _rows(config.lengths, batch, time)
     call = Call(cell, arrays, config, current_compute(), rows)
     w_hh, b, b_hn, h0, c0 = (
         None if array is None else cupy.ascontiguousarray(array)
@@ -167,8 +177,7 @@ def _step_forward(
     call: Call, w_hh: Any, b: Any, b_hn: Any, h0: Any, c0: Any, kept: Any, extra: Any, y: Any, h_n: Any, c_n: Any
 ) -> None:
     hidden, rows, before = call.hidden, call.rows, call.cell == GRU_BEFORE
-    h = cupy.zeros((call.batch, hidden), call.dtype) if h0 is None else h0[rows.rows]
-    c = cupy.zeros_like(h) if c0 is None else c0[rows.rows]
+    h, c = (rows.sorted(states, (call.batch, hidden), call.dtype) for states in (h0, c0))
     recurrent = cupy.zeros((call.batch, w_hh.shape[0]), call.dtype)
     operand = cupy.empty_like(h) if before else h
     columns = slice(0, 2 * hidden if before else None)
@@ -237,9 +246,7 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
         dh0, dc0 = (cupy.empty((call.batch, hidden), call.dtype) for _ in range(2))
         call.launch_sequence("backward", plan, 1, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0)
         return dh0, dc0
-    dh, dc = (
-        cupy.zeros((call.batch, hidden), call.dtype) if grad is None else grad[rows.rows] for grad in (dh_n, dc_n)
-    )
+    dh, dc = (rows.sorted(grad, (call.batch, hidden), call.dtype) for grad in (dh_n, dc_n))
     d_recurrent, d_operand = cupy.empty((call.batch, count * hidden), call.dtype), cupy.empty_like(dh)
     split = 2 * hidden if cell == GRU_BEFORE else count * hidden
     arguments = (*kept, d_operand, dh, dc, d_recurrent, d)
@@ -256,9 +263,7 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
                 candidate()
                 call.launch_step("backward_step", active, step, 1, *arguments)
             multiply()
-    dh0, dc0 = cupy.empty_like(dh), cupy.empty_like(dc)
-    dh0[rows.rows], dc0[rows.rows] = dh, dc
-    return dh0, dc0
+    return rows.unsorted(dh), rows.unsorted(dc)
 
 
 def _recurrent_weight_gradient(call: Call, saved: Saved, d: Any) -> Any:

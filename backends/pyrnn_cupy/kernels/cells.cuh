@@ -91,12 +91,17 @@ __device__ __forceinline__ Unit step_backward(
 #endif
 }
 
-/* What a call is about, the same for every kernel of it. Rows are sorted, the longest first: sorted row m is row rows[m] of
-   the arrays, has lengths[m] steps, and its step t lies at firsts[m] + t of what is packed without padding. */
+/* What a call is about, the same for every kernel of it. Rows are sorted, the longest first: sorted row m is row row(m) of the
+   arrays, has length(m) steps, and its step t lies at first(m) + t of what is packed without padding. Where every row has all
+   steps, `rows`, `lengths` and `firsts` are null. */
 struct Sequence {
     const int *rows, *lengths;
     const long long *firsts;
     int B, T, H, reverse;
+
+    __device__ __forceinline__ int row(int m) const { return rows ? rows[m] : m; }
+    __device__ __forceinline__ int length(int m) const { return lengths ? lengths[m] : T; }
+    __device__ __forceinline__ long long first(int m) const { return firsts ? firsts[m] : (long long)m * T; }
 };
 
 /* Where step s of sorted row m lies, in the order of processing. */
@@ -105,9 +110,9 @@ struct Place {
     long long packed, before; /* this step and that before it; before is -1 at the first */
 };
 __device__ __forceinline__ Place place_of(const Sequence &q, int m, int s) {
-    const int t = q.reverse ? q.lengths[m] - 1 - s : s;
-    const long long at = q.firsts[m] + t;
-    return {q.rows[m], t, at, s ? at + (q.reverse ? 1 : -1) : -1};
+    const int t = q.reverse ? q.length(m) - 1 - s : s;
+    const long long at = q.first(m) + t;
+    return {q.row(m), t, at, s ? at + (q.reverse ? 1 : -1) : -1};
 }
 __device__ __forceinline__ long long unpacked(const Sequence &q, const Place &p, int unit) {
     return ((long long)p.row * q.T + p.time) * q.H + unit;

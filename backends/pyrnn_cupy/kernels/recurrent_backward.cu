@@ -34,17 +34,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
     Product product(shared.weights, in_shared, weights);
     product.load({w_hh, 0, 1, H, first, H, GATES * H});
     for (int p = threadIdx.x; p < count * UNITS; p += THREADS) {
-        const long long at = (long long)rows[sorted_row(p / UNITS)] * H + unit;
+        const long long at = (long long)q.row(sorted_row(p / UNITS)) * H + unit;
         dh[p] = dh_n && mine ? dh_n[at] : (REAL)0;
         if (CELL == LSTM) dc[p] = dc_n && mine ? dc_n[at] : (REAL)0;
     }
     __syncthreads();
     int active = 0;
-    const int steps = count ? lengths[sorted_row(0)] : 0;
+    const int steps = count ? q.length(sorted_row(0)) : 0;
     Kept ahead = {};
     for (int s = steps - 1; s >= 0; s--) {
         const int before = active;
-        while (active < count && lengths[sorted_row(active)] > s) active++;
+        while (active < count && q.length(sorted_row(active)) > s) active++;
         Operand *now = exchange + (s % 2) * buffer;
         for (int p = threadIdx.x; p < active * UNITS && mine; p += THREADS) {
             const int r = p / UNITS;
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) backward_sequence(
         __syncthreads();
     }
     for (int p = threadIdx.x; p < count * UNITS && mine; p += THREADS) {
-        const long long at = (long long)rows[sorted_row(p / UNITS)] * H + unit;
+        const long long at = (long long)q.row(sorted_row(p / UNITS)) * H + unit;
         if (dh0) dh0[at] = dh[p];
         if (CELL == LSTM && dc0) dc0[at] = dc[p];
     }

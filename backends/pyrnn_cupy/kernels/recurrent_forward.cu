@@ -22,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
     const REAL candidate_bias = b_hn && mine ? b_hn[unit] : (REAL)0;
     const REAL *from = CELL == LSTM ? c0 : h0;
     for (int p = threadIdx.x; p < count * UNITS; p += THREADS)
-        own[p] = from && mine ? from[(long long)rows[sorted_row(p / UNITS)] * H + unit] : (REAL)0;
+        own[p] = from && mine ? from[(long long)q.row(sorted_row(p / UNITS)) * H + unit] : (REAL)0;
     int active = count;
-    const int steps = count ? lengths[sorted_row(0)] : 0;
+    const int steps = count ? q.length(sorted_row(0)) : 0;
     for (int s = 0; s < steps; s++) {
-        while (lengths[sorted_row(active - 1)] <= s) active--;
+        while (q.length(sorted_row(active - 1)) <= s) active--;
         Gates ahead = {};
         if (threadIdx.x < active * UNITS && mine)
             ahead = load_gates(gates, place_of(q, sorted_row(threadIdx.x / UNITS), s).packed, H, unit);
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
             else
                 for (int i = threadIdx.x; i < here * PART * WIDTH; i += THREADS) {
                     const int row = i / (PART * WIDTH), at = i % (PART * WIDTH), k = part * PART * WIDTH + at;
-                    const REAL h = h0 && k < H ? h0[(long long)rows[sorted_row(r0 + row)] * H + k] : (REAL)0;
+                    const REAL h = h0 && k < H ? h0[(long long)q.row(sorted_row(r0 + row)) * H + k] : (REAL)0;
                     tile[row * SHARED_ROW + at] = to_operand(h);
                 }
         };
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward_sequence(
                 }
                 y[unpacked(q, place, unit)] = after.h;
                 next[(r0 + r) * row_step + unit] = to_operand(after.h);
-                if (s == lengths[m] - 1) {
+                if (s == q.length(m) - 1) {
                     h_n[(long long)place.row * H + unit] = after.h;
                     if (CELL == LSTM) c_n[(long long)place.row * H + unit] = after.c;
                 }

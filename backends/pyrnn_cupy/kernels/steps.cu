@@ -37,7 +37,7 @@ extern "C" __global__ void forward_step(
     for (int g = 0; g < GATES; g++) gates[(place.packed * GATES + g) * H + unit] = gate[g];
     if (extra && CELL != GRU_BEFORE) extra[place.packed * H + unit] = more;
     y[unpacked(q, place, unit)] = after.h;
-    if (s == lengths[m] - 1) {
+    if (s == q.length(m) - 1) {
         h_n[(long long)place.row * H + unit] = after.h;
         if (CELL == LSTM) c_n[(long long)place.row * H + unit] = after.c;
     }
@@ -86,7 +86,7 @@ extern "C" __global__ void states_before(
     const long long stride = (long long)gridDim.x * blockDim.x;
     for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < (long long)B * T * H; at += stride) {
         const int unit = (int)(at % H), s = (int)(at / H % T), m = (int)(at / H / T);
-        if (s >= lengths[m]) continue;
+        if (s >= q.length(m)) continue;
         const Place place = place_of(q, m, s);
         REAL value = 0;
         if (place.before >= 0) value = y[unpacked(q, place, unit) + (reverse ? H : -H)];
