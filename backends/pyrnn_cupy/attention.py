@@ -21,7 +21,7 @@ from pyrnn.backend import current_compute
 
 from .devices import Device, current_device
 from .matrix import product
-from .modules import given, kernel
+from .modules import kernel
 
 THREADS = 128
 COLUMNS = 64  # of a tile
@@ -214,7 +214,7 @@ class Call:
                 self.record["aligned"] |= ALIGNED[name]
 
     def steering(self) -> tuple[Any, Any, Any]:
-        return given(self.bias), given(self.seen.mask), given(self.seen.rows)
+        return self.bias, self.seen.mask, self.seen.rows
 
     def launch(
         self, name: str, blocks: int, plan: Plan, score: str, *arguments: Any, first: int = 0, **constants: Any
@@ -283,14 +283,14 @@ def attend(call: Call, score: str, *, keep: bool, weights: bool = False) -> tupl
         part_stats = cupy.empty((splits, call.rows, 2), call.dtype)
     for first in chosen.slices(max(1, call.columns)):
         call.launch(
-            "attention_forward", blocks * splits, chosen, score, call.q, call.k, call.v, given(call.hidden),
-            *call.steering(), y, given(stats if parts is None else part_stats), given(scores), given(parts),
+            "attention_forward", blocks * splits, chosen, score, call.q, call.k, call.v, call.hidden,
+            *call.steering(), y, stats if parts is None else part_stats, scores, parts,
             first=first,
         )  # fmt: skip
     if parts is not None:
-        call.launch_whole("attention_merge", 1, parts, part_stats, y, given(stats))
+        call.launch_whole("attention_merge", 1, parts, part_stats, y, stats)
     if weights:
-        call.launch_whole("attention_weights", 1, given(call.seen.rows), stats, scores)
+        call.launch_whole("attention_weights", 1, call.seen.rows, stats, scores)
     return y, scores, stats
 
 
@@ -305,10 +305,10 @@ class Back:
         call.lie(y=y, **({} if dy is None else {"dy": self.dy}))
         along = cupy.empty(call.rows, call.dtype)
         rows = call.seen.rows
-        arrays = (y, given(self.dy), given(call.seen.mask), given(rows), given(weights), given(dweights), along)
+        arrays = (y, self.dy, call.seen.mask, rows, weights, dweights, along)
         call.launch_whole("attention_along", THREADS // 32, *arrays)
         self.arguments = (
-            call.q, call.k, call.v, given(self.dy), *call.steering(), stats, along, given(weights), given(dweights)
+            call.q, call.k, call.v, self.dy, *call.steering(), stats, along, weights, dweights
         )  # fmt: skip
         self.own = (*(() if score == GIVEN else (call.features,)), call.columns)
 
@@ -349,7 +349,7 @@ class Back:
         want = {"WANT_K": int(dk is not None), "WANT_V": int(dv is not None)}
         widest = max(call.features if dk is not None else 0, call.columns if dv is not None else 0)
         for first in chosen.slices(widest):
-            arguments = (*self.arguments, given(dk), given(dv))
+            arguments = (*self.arguments, dk, dv)
             call.launch("attention_keys", blocks, chosen, self.score, *arguments, first=first, **want)
 
     def scores(self, shape: tuple[int, ...]) -> Any:
@@ -533,5 +533,5 @@ def _pull_additive(rows: Any, columns: Any, hidden: Any, d: Any, *, of_hidden: b
         run = kernel("additive.cu", "additive_rows", rows.dtype)
         steps = (np.int64(stride // d.itemsize) for stride in d.strides)
         sizes = (np.int32(value) for value in (batch, count, columns.shape[1], features))
-        run((blocks,), (THREADS,), (rows, columns, hidden, d, *steps, *sizes, drows, given(dhidden)))
+        run((blocks,), (THREADS,), (rows, columns, hidden, d, *steps, *sizes, drows, dhidden))
     return drows, dhidden.sum(axis=(0, 1)) if of_hidden else None

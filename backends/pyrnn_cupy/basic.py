@@ -14,7 +14,7 @@ import numpy as np
 from pyrnn.backend import current_compute
 
 from .matrix import column_sums, product
-from .modules import given, kernel
+from .modules import kernel
 
 THREADS, BLOCKS = 256, 2112  # of basic.cu; sixteen blocks for each multiprocessor of an H200
 LONG_ROW = 1024  # elements of which a block takes care, in place of a warp
@@ -66,8 +66,8 @@ class BasicOps:
         means, scales = (cupy.empty(len(x), dtype) if needs else None for _ in range(2))
         if x.size:
             sizes = (np.int64(len(x)), np.int64(features))
-            numbers = (dtype.type(config.eps), *sizes, given(means), given(scales), y)
-            _over_rows("layer_norm_forward", *x.shape, dtype, x, given(weight), given(bias), *numbers)
+            numbers = (dtype.type(config.eps), *sizes, means, scales, y)
+            _over_rows("layer_norm_forward", *x.shape, dtype, x, weight, bias, *numbers)
         return (y,), (x, weight, means, scales) if needs else None
 
     def layer_norm_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
@@ -78,7 +78,7 @@ class BasicOps:
         products = cupy.empty(x.shape, x.dtype) if needs.weight else None
         if x.size and (needs.x or needs.weight):
             sizes = (np.int64(size) for size in x.shape)
-            arguments = (x, given(weight), means, scales, dy, *sizes, given(dx), given(products))
+            arguments = (x, weight, means, scales, dy, *sizes, dx, products)
             _over_rows("layer_norm_backward", *x.shape, x.dtype, *arguments)
         return type(needs)(
             x=dx,
@@ -131,8 +131,8 @@ class BasicOps:
         targets, mask = _flat(config.targets), None if config.mask is None else _flat(config.mask)
         loss = cupy.empty(arrays.logits.shape[:-1], dtype)
         largests, totals = (cupy.empty(len(logits), dtype) if needs else None for _ in range(2))
-        kept = (*map(np.int64, logits.shape), given(largests), given(totals))
-        _over_rows("cross_entropy_forward", *logits.shape, dtype, logits, targets, given(mask), *kept, loss)
+        kept = (*map(np.int64, logits.shape), largests, totals)
+        _over_rows("cross_entropy_forward", *logits.shape, dtype, logits, targets, mask, *kept, loss)
         return (loss,), (logits, targets, mask, largests, totals) if needs else None
 
     def cross_entropy_backward(self, saved: Any, grad_outputs: Any, *, needs: Any) -> Any:
@@ -141,7 +141,7 @@ class BasicOps:
         logits, targets, mask, largests, totals = saved
         dloss = _flat(grad_outputs.loss)
         grad = cupy.empty((*grad_outputs.loss.shape, logits.shape[1]), logits.dtype)
-        kept = (targets, given(mask), largests, totals, dloss, *map(np.int64, logits.shape))
+        kept = (targets, mask, largests, totals, dloss, *map(np.int64, logits.shape))
         _over_rows("cross_entropy_backward", *logits.shape, logits.dtype, logits, *kept, grad)
         return type(needs)(logits=grad)
 

@@ -19,7 +19,7 @@ import numpy as np
 from pyrnn.backend import current_compute
 
 from .matrix import column_sums, product
-from .modules import given, kernel
+from .modules import kernel
 
 PRODUCT_CHANNELS, PRODUCT_STEPS = 48, 64  # from so many on, taps are products
 PRODUCT_SPAN = 2  # contexts of up to so many times the steps
@@ -45,7 +45,7 @@ class Sequences(NamedTuple):
         batch_step, time_step = (np.int64(stride // self.x.itemsize) for stride in self.x.strides[:2])
         _, time, channels = self.x.shape
         return (
-            self.x, given(self.left), given(self.lengths), batch_step, time_step, np.int64(self.before), np.int32(time),
+            self.x, self.left, self.lengths, batch_step, time_step, np.int64(self.before), np.int32(time),
             np.int32(channels),
         )  # fmt: skip
 
@@ -99,7 +99,7 @@ class Call:
         out = cupy.empty((batch, rows, outputs), self.dtype)
         if not out.size:
             return out
-        ends = (given(bias), np.int32(masked), np.int64(rows))
+        ends = (bias, np.int32(masked), np.int64(rows))
         numbers = (np.int32(self.taps), np.int64(self.dilation), w, *ends)
         if self.way == DEPTHWISE:
             fans = (np.int32(max(1, channels // outputs)), np.int32(max(1, outputs // channels)))
@@ -205,7 +205,7 @@ def _forward(arrays: Any, config: Any, keep: bool) -> tuple[Any, Any]:
             product(whole[:, rows, inputs], weights, y[:, :, outputs], add=tap > 0, compute=call.compute)
         if bias is not None or lengths is not None:
             sizes = (np.int32(call.time), np.int32(call.outputs), np.int32(call.batch))
-            call.elementwise("finish", y.size, given(lengths), given(bias), *sizes, y)
+            call.elementwise("finish", y.size, lengths, bias, *sizes, y)
     return (y, call.last_rows(sequences)), Saved(call, sequences, whole, arrays.w) if keep else None
 
 
@@ -255,7 +255,7 @@ def _backward(saved: Saved, grad_outputs: Any, needs: Any) -> Any:
         d_whole = cupy.zeros((call.batch, call.span + call.time, call.inputs), call.dtype)
     if inputs_too and last is not None:
         sizes = (np.int64(call.span), np.int32(call.time), np.int32(call.inputs), np.int32(call.batch))
-        call.elementwise("add_last_rows", last.size, given(lengths), cupy.ascontiguousarray(last), *sizes, d_whole)
+        call.elementwise("add_last_rows", last.size, lengths, cupy.ascontiguousarray(last), *sizes, d_whole)
     if needs.w and dw is None:
         dw = cupy.zeros(saved.w.shape, call.dtype)
     if needs.b and db is None:

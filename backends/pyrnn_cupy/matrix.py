@@ -16,7 +16,7 @@ import numpy as np
 from cuda.pathfinder import load_nvidia_dynamic_lib
 from cupy.cuda import device
 
-from .modules import given, kernel
+from .modules import kernel
 
 FLOAT32, FLOAT64 = 0, 1  # CUDA_R_32F, CUDA_R_64F of library_types.h
 COMPUTE = {None: 68, "tf32": 77, "bfloat16": 75}  # CUBLAS_COMPUTE_32F, and 32F_FAST_TF32, 32F_FAST_16BF
@@ -138,7 +138,7 @@ def column_sums(rows: Any, lengths: Any = None) -> Any:
         steps = (np.int64(stride // rows.itemsize) for stride in rows.strides[:2])
         share = -(-count // parts)
         sizes = (np.int32(time), np.int64(count), np.int64(share), np.int64(columns))
-        run((across, parts), (SUM_THREADS,), (rows, given(lengths), *steps, *sizes, out))
+        run((across, parts), (SUM_THREADS,), (rows, lengths, *steps, *sizes, out))
         if parts == 1:
             return out[0]
         rows, lengths, batch, time = out[None], None, 1, parts

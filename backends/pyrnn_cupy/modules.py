@@ -1,4 +1,4 @@
-"""Kernels, compiled by NVRTC for the sizes met, and kept: by CuPy on disk too."""
+"""Kernels, compiled by NVRTC for the sizes met, and kept: by CuPy on disk too. Of None they get a null pointer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import cupy
 import numpy as np
-
-NULL = cupy.uintp(0)  # what a kernel gets for an array that is not given
 
 
 @cache
@@ -47,8 +45,3 @@ def _module(device: int, name: str, cooperative: bool, *constants: Any) -> Any:
     """Return a file's kernels. A module belongs to one device, so that is a key."""
     options = ("-std=c++17", *(f"-D{key}={value}" for key, value in constants))
     return cupy.RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
-
-
-def given(array: Any) -> Any:
-    """Return an array for a kernel that takes a null pointer where there is none."""
-    return NULL if array is None else array

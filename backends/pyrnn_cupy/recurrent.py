@@ -17,7 +17,7 @@ from pyrnn.backend import current_compute
 from . import plans
 from .devices import current_device
 from .matrix import column_sums, product, repeated_product
-from .modules import given, kernel
+from .modules import kernel
 
 RNN_TANH, RNN_RELU, LSTM, GRU, GRU_BEFORE = range(5)  # as in cells.cuh
 GATES = (1, 1, 4, 3, 3)
@@ -97,7 +97,7 @@ class Call:
         self.batch, self.hidden, self.dtype = batch, arrays.w_hh.shape[1], arrays.x.dtype
         self.compute = None if self.dtype == np.float64 else compute
         sizes = (np.int32(value) for value in (batch, time, self.hidden, config.reverse))
-        self.sequence = (given(rows.rows), given(rows.lengths), given(rows.firsts), *sizes)
+        self.sequence = (rows.rows, rows.lengths, rows.firsts, *sizes)
 
     def plan(self, sums: int, depth: int, states: int) -> plans.Plan | None:
         """Return how the steps run in one launch, or None if they don't, or there are none."""
@@ -156,7 +156,7 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
         pass  # there is no step
     elif plan is not None:
         call.launch_sequence(
-            "forward", plan, gates, w_hh, given(b), given(b_hn), given(h0), given(c0), kept, given(extra),
+            "forward", plan, gates, w_hh, b, b_hn, h0, c0, kept, extra,
             np.int32(keep), y, h_n, c_n,
         )  # fmt: skip
     else:
@@ -181,7 +181,7 @@ def _step_forward(
     recurrent = cupy.zeros((call.batch, w_hh.shape[0]), call.dtype)
     operand = cupy.empty_like(h) if before else h
     columns = slice(0, 2 * hidden if before else None)
-    arguments = (recurrent, given(b), given(b_hn), h, c, operand, kept, given(extra), y, h_n, c_n)
+    arguments = (recurrent, b, b_hn, h, c, operand, kept, extra, y, h_n, c_n)
     for active, steps in groupby(range(len(rows.active)), lambda step: int(rows.active[step])):
         multiply = repeated_product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
         candidate = repeated_product(
@@ -240,11 +240,11 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
     cell, arrays, _, _, rows, gates, extra, y = saved
     w_hh, h0, c0 = arrays.w_hh, arrays.h0, getattr(arrays, "c0", None)
     hidden, count = call.hidden, GATES[cell]
-    kept = (given(h0), given(c0), gates, given(extra), y, given(dy))
+    kept = (h0, c0, gates, extra, y, dy)
     plan = call.plan(1, count * hidden, 2)
     if plan is not None:
         dh0, dc0 = (cupy.empty((call.batch, hidden), call.dtype) for _ in range(2))
-        call.launch_sequence("backward", plan, 1, w_hh, *kept, given(dh_n), given(dc_n), d, dh0, dc0)
+        call.launch_sequence("backward", plan, 1, w_hh, *kept, dh_n, dc_n, d, dh0, dc0)
         return dh0, dc0
     dh, dc = (rows.sorted(grad, (call.batch, hidden), call.dtype) for grad in (dh_n, dc_n))
     d_recurrent, d_operand = cupy.empty((call.batch, count * hidden), call.dtype), cupy.empty_like(dh)
@@ -272,7 +272,7 @@ def _recurrent_weight_gradient(call: Call, saved: Saved, d: Any) -> Any:
     if before.size:
         blocks = min(-(-call.batch * arrays.x.shape[1] * hidden // STEP_THREADS), 4096)
         run = kernel("steps.cu", "states_before", call.dtype, CELL=cell)
-        run((blocks,), (STEP_THREADS,), (*call.sequence, saved.y, given(arrays.h0), before))
+        run((blocks,), (STEP_THREADS,), (*call.sequence, saved.y, arrays.h0, before))
     if cell != GRU_BEFORE:
         return product(d[:, : GATES[cell] * hidden].T, before, compute=call.compute)
     grad = cupy.empty(arrays.w_hh.shape, call.dtype)

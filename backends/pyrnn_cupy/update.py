@@ -8,7 +8,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from .modules import given, kernel
+from .modules import kernel
 
 THREADS, BLOCKS = 256, 2112  # sixteen blocks for each multiprocessor of an H200
 
@@ -32,7 +32,7 @@ class UpdateOps:
         if not _as_one(array, momentum_buffer):
             return super().sgd_update(array, grad, momentum_buffer, **numbers)  # type: ignore[misc]
         lr, momentum, decay = (array.dtype.type(numbers[name]) for name in ("lr", "momentum", "weight_decay"))
-        kept = (array, cupy.ascontiguousarray(grad), given(momentum_buffer), np.int64(array.size))
+        kept = (array, cupy.ascontiguousarray(grad), momentum_buffer, np.int64(array.size))
         _run("sgd_update", array.dtype, array.size, *kept, lr, momentum, decay, np.int32(numbers["nesterov"]))
         return None
 
