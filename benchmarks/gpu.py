@@ -16,11 +16,14 @@ import argparse
 import datetime
 import itertools
 import json
+import os
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +31,7 @@ from .measure import geometric_mean, ratio
 
 ROUNDS = 5
 SAMPLE = 10.0  # milliseconds
+KIT_PROCESSES = 8  # at most, on one GPU
 CELLS = ("lstm", "gru", "rnn")
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 PRECISIONS = ("float32", "tf32", "16 bits")
@@ -243,6 +247,27 @@ def _conv(case: Case, rng: Any) -> tuple[dict[str, Callable[[], Any]], Callable[
     return calls, _difference(case, calls, lambda y: y.transpose(1, 2))
 
 
+# --- the property kit -------------------------------------------------------------------------------------------------
+
+
+def _kit_of_op(backend: str, op: str, examples: int) -> Any:
+    from pyrnn.testing import check_backend
+
+    return check_backend(backend, ops=[op], max_examples=examples, progress=False)
+
+
+def kit(backend: str, examples: int) -> Any:
+    """Return the kit's report. Ops are shared out to processes, as most of the time compiles kernels, one at a time."""
+    from pyrnn.testing import Report
+    from pyrnn.testing.subject import BackendSubject
+
+    ops = BackendSubject(backend).ops()
+    workers = min(len(ops), os.cpu_count() or 1, KIT_PROCESSES)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        parts = list(pool.map(_kit_of_op, itertools.repeat(backend), ops, itertools.repeat(examples)))
+    return Report(parts[0].subject, parts[0].seed, examples, [result for part in parts for result in part.results])
+
+
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +414,6 @@ def main() -> int:
     begin = time.perf_counter()
 
     import pyrnn
-    from pyrnn.testing import check_backend
 
     try:
         pyrnn.get_backend("cupy")
@@ -404,7 +428,7 @@ def main() -> int:
         "gpu": gpu, "date": datetime.date.today().isoformat(), "pyrnn": pyrnn.__version__, "cupy": cupy.__version__,
         "driver": cupy.cuda.runtime.driverGetVersion(), "runtime": cupy.cuda.runtime.runtimeGetVersion(),
     }  # fmt: skip
-    report = check_backend("cupy", max_examples=options.examples, progress=sys.stderr.isatty())
+    report = kit("cupy", options.examples)
     print(report)
     result["kit"] = {"ok": report.ok, "report": str(report), "seconds": time.perf_counter() - begin}
     result["round trips"] = round_trips()

@@ -18,6 +18,7 @@ import pytest
 
 import pyrnn
 from pyrnn.backend import choose
+from pyrnn.testing import check_backend
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not installed with the package
@@ -494,6 +495,13 @@ def test_the_gpu_s_benchmark_says_why_it_can_not_run() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "backend 'cupy' can't be used" in done.stderr
+
+
+def test_the_gpu_s_kit_is_the_kit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = ["softmax", "linear"]
+    monkeypatch.setattr("pyrnn.testing.subject.BackendSubject.ops", lambda self, asked=None: asked or ops)
+    shared_out, whole = gpu.kit("reference", 1), check_backend("reference", max_examples=1, progress=False)
+    assert shared_out.ok and shared_out.results == whole.results
 
 
 def test_the_gpu_s_tables() -> None:
