@@ -220,7 +220,7 @@ class Module:
     filename
         What messages call the source.
     optimize
-        The compiler's ``-O``.
+        The compiler's ``-O``. With more, a kernel that runs a few times takes longer to compile than it saves.
     checks
         Find misaligned and null pointers and indices beyond an array's bounds, at some cost in time.
     sanitize
@@ -233,7 +233,7 @@ class Module:
         options: Sequence[str] = (),
         *,
         filename: str = "kernel.cu",
-        optimize: int = 2,
+        optimize: int = 1,
         checks: bool = True,
         sanitize: bool = False,
     ) -> None:
