@@ -155,10 +155,8 @@ def _forward(cell: int, arrays: Any, config: Any, needs: Any) -> tuple[Any, Any]
     if not rows.total or not hidden:
         pass  # there is no step
     elif plan is not None:
-        call.launch_sequence(
-            "forward", plan, gates, w_hh, b, b_hn, h0, c0, kept, extra,
-            np.int32(keep), y, h_n, c_n,
-        )  # fmt: skip
+        arguments = (w_hh, b, b_hn, h0, c0, kept, extra, np.int32(keep), y, h_n, c_n)
+        call.launch_sequence("forward", plan, gates, *arguments)
     else:
         _step_forward(call, w_hh, b, b_hn, h0, c0, kept, extra, y, h_n, c_n)
     outputs = (y, h_n, c_n) if cell == LSTM else (y, h_n)
