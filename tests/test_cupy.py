@@ -141,6 +141,13 @@ def test_a_gru_that_resets_before_its_product(backend: Any) -> None:
     parity(backend, "gru", (4, 5, 3, 20), None, "float64", lengths=[3, 0, 5, 5], reset_after=False)
 
 
+def test_relu_does_not_hide_nan(backend: Any) -> None:
+    cupy = backend.xp
+    x, ones = cupy.asarray([[[-1.0], [np.nan], [1.0]]]), cupy.ones((2, 1))
+    y = pyrnn.rnn(x, ones, cupy.ones((2, 2)), activation="relu", backend=backend).y.get()
+    np.testing.assert_array_equal(y[0], [[0, 0], [np.nan] * 2, [np.nan] * 2])
+
+
 def test_what_cublas_says_is_said(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cupy = backend.xp
     monkeypatch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: 0)
