@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_precisions(backend: Any, op: str, sizes: tuple[int, int, int, int], com
     parity(backend, op, sizes, compute, "float32", lengths=np.arange(sizes[0]) % (sizes[1] + 1))
 
 
+@contextmanager
+def few_registers(processors: int, kibibytes: int) -> Iterator[Any]:
+    """Give the backend of a device with few registers for weights, and so much shared memory."""
+    attributes = {"MultiProcessorCount": processors, "MaxSharedMemoryPerBlockOptin": kibibytes << 10}
+    with fake_cupy.installed(attributes=attributes):
+        from pyrnn_cupy import CupyBackend, plans
+
+        plans.REGISTERS = plans.MATRIX_REGISTERS = 32
+        plans.FETCHED = plans.WITH_MEMORY = plans.WITH_MANY_ROWS = 0
+        yield CupyBackend()
+
+
+def forward_plan(hidden: int, batch: int, dtype: str, compute: str | None) -> Any:
+    from pyrnn_cupy import devices, plans
+
+    work = plans.Work(hidden, batch, 4, hidden, np.dtype(dtype).itemsize, compute, 1)
+    return plans.plan(devices.current_device(), work)
+
+
 # For a block's weights there is room in shared memory of 227 KiB, most of all if operands come there in parts; in less,
 # some are read from the device's own.
 @pytest.mark.parametrize("room", ["shared", "parts", "less"])
@@ -82,20 +102,24 @@ def test_precisions(backend: Any, op: str, sizes: tuple[int, int, int, int], com
     [("float32", None, 64), ("float64", None, 96), ("float32", "tf32", 96), ("float32", "bfloat16", 96)],
 )
 def test_weights_beyond_the_registers(dtype: str, compute: str | None, less: int, room: str) -> None:
-    kibibytes = less if room == "less" else 227
-    with fake_cupy.installed(attributes={"MultiProcessorCount": 5, "MaxSharedMemoryPerBlockOptin": kibibytes << 10}):
-        from pyrnn_cupy import CupyBackend, devices, plans
+    with few_registers(5, less if room == "less" else 227) as backend:
+        from pyrnn_cupy import plans
 
-        plans.REGISTERS = plans.MATRIX_REGISTERS = 32
-        plans.FETCHED = plans.WITH_MEMORY = plans.WITH_MANY_ROWS = 0
         if room == "parts":
             plans.TILE = -10_000  # the more parts, the better
-        parity(CupyBackend(), "lstm", (18, 3, 3, 132), compute, dtype, lengths=np.arange(18) % 4)
-        forward = plans.Work(132, 18, 4, 132, np.dtype(dtype).itemsize, compute, 1)
-        plan = plans.plan(devices.current_device(), forward)
+        for batch in (18, 3):  # more rows than a tile has, and fewer
+            parity(backend, "lstm", (batch, 3, 3, 132), compute, dtype, lengths=np.arange(batch) % 4)
+        plan = forward_plan(132, 18, dtype, compute)
     assert plan is not None and 0 < plan.held < plan.rounds
     assert (plan.scratch > 0) == (plan.held + plan.shared < plan.rounds) == (room == "less")
     assert (plan.part < plan.rounds) == (room == "parts")
+
+
+def test_weights_of_each_group_beyond_the_registers() -> None:
+    with few_registers(6, 48) as backend:
+        parity(backend, "lstm", (18, 3, 3, 64), None, "float64")
+        plan = forward_plan(64, 18, "float64", None)
+    assert plan.groups > 1 and plan.scratch > 0
 
 
 def test_one_launch_where_launches_of_steps_would_take_longer(backend: Any) -> None:
