@@ -245,6 +245,18 @@ def test_kit(cupy: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.ok, str(report)
 
 
+def test_matrices_whose_rows_share_memory(cupy: Any, backend: Any) -> None:
+    rng = np.random.default_rng(0)
+    w, row, dy_row = rng.standard_normal((4, 3)), rng.standard_normal(3), rng.standard_normal(4)
+    found = []
+    for chosen, xp in (("reference", np), (backend, cupy)):
+        x, dy = xp.broadcast_to(xp.asarray(row), (5, 3)), xp.broadcast_to(xp.asarray(dy_row), (5, 4))
+        y, pullback = pyrnn.vjp(pyrnn.linear, x, xp.asarray(w), backend=chosen)
+        found.append([pyrnn.testing.subject.to_host(array) for array in (y, *pullback([dy])[:2])])
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_long_rows(
