@@ -286,17 +286,18 @@ def _milliseconds(call: Callable[[], Any], count: int) -> float:
 def _graphed(call: Callable[[], Any], stream: Any, theirs: bool) -> Callable[[], Any]:
     """Return a function that replays a CUDA graph of a call."""
     import cupy
-    import torch
 
     for _ in range(2):  # so that nothing is left to be compiled or allocated
         call()
     stream.synchronize()
     if theirs:
+        import torch
+
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.ExternalStream(stream.ptr)):
             call()
         return graph.replay
-    pool = cupy.cuda.MemoryPool()  # so that what the graph writes to is nobody else's
+    pool = cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(pool.malloc):
         stream.begin_capture()
         try:
@@ -304,7 +305,7 @@ def _graphed(call: Callable[[], Any], stream: Any, theirs: bool) -> Callable[[],
         finally:
             captured = stream.end_capture()
 
-    def replay() -> Any:
+    def replay(pool: Any = pool) -> Any:  # kept: what the graph writes to would else be others'
         captured.launch(stream)
         return outputs
 

@@ -22,6 +22,9 @@ from pyrnn.testing import check_backend
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not installed with the package
+sys.path.insert(0, str(ROOT / "tests" / "cuda"))
+
+import fake_cupy  # noqa: E402
 
 from benchmarks import gpu, measure, peak  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
@@ -502,6 +505,15 @@ def test_the_gpu_s_kit_is_the_kit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrnn.testing.subject.BackendSubject.ops", lambda self, asked=None: asked or ops)
     shared_out, whole = gpu.kit("reference", 1), check_backend("reference", max_examples=1, progress=False)
     assert shared_out.ok and shared_out.results == whole.results
+
+
+def test_a_graph_of_the_gpu_s_benchmark_keeps_its_memory() -> None:
+    with fake_cupy.installed() as cupy:
+        x, stream = cupy.ones(3), cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            replay = gpu._graphed(lambda: x * 2 + 1, stream, theirs=False)
+            x[...] = 3
+            assert (replay().get() == 7).all()
 
 
 def test_the_gpu_s_tables() -> None:
