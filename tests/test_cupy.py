@@ -207,6 +207,25 @@ def test_a_training_step_is_captured_in_a_graph(backend: Any, way: str, monkeypa
             np.testing.assert_array_equal(got.get(), want.get())
 
 
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("rnn", [(2, 3, 4), (5, 4), (5, 5)]),
+        ("causal_conv1d", [(2, 3, 4), (5, 4, 2)]),
+        ("attention", [(2, 1, 3, 4), (2, 1, 3, 4), (2, 1, 3, 4)]),
+    ],
+)
+def test_lengths_are_not_captured(backend: Any, op: str, shapes: list[tuple[int, ...]]) -> None:
+    cupy = backend.xp
+    arrays = [cupy.zeros(shape) for shape in shapes]
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with pyrnn.use_backend(backend), stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match=r"^no CUDA graph can be captured of lengths"):
+            getattr(pyrnn, op)(*arrays, lengths=[3, 2])
+        stream.end_capture()
+
+
 def test_nothing_is_copied(backend: Any) -> None:
     cupy = backend.xp
     x, w_ih, w_hh = (cupy.zeros(shape, np.float32) for shape in ((2, 3, 4), (20, 4), (20, 5)))

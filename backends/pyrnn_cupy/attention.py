@@ -21,7 +21,7 @@ from pyrnn.backend import current_compute
 
 from .devices import Device, current_device
 from .matrix import product
-from .modules import kernel
+from .modules import kernel, to_device
 
 THREADS = 128
 COLUMNS = 64  # of a tile
@@ -150,7 +150,7 @@ def _seen(config: Any, batch: int, queries: int, keys: int) -> Seen:
     if config.lengths is not None or q_lengths is not None or (starts is not None and (starts != start).any()):
         parts = ((starts, start), (config.lengths, keys), (q_lengths, queries))
         host = [np.full(batch, default) if given is None else given for given, default in parts]
-        rows = cupy.asarray(np.stack(host).astype(np.int64))
+        rows = to_device(np.stack(host).astype(np.int64))
     mask = config.mask
     if mask is not None:
         mask = mask if mask.ndim == 4 else mask[:, None]

@@ -19,7 +19,7 @@ import numpy as np
 from pyrnn.backend import current_compute
 
 from .matrix import column_sums, product
-from .modules import kernel
+from .modules import kernel, to_device
 
 PRODUCT_CHANNELS, PRODUCT_STEPS = 48, 64  # from so many on, taps are products
 PRODUCT_SPAN = 2  # contexts of up to so many times the steps
@@ -191,7 +191,7 @@ def _forward(arrays: Any, config: Any, keep: bool) -> tuple[Any, Any]:
     call = Call(arrays, config)
     x, left = _with_unit_stride(arrays.x), None if arrays.left is None else cupy.ascontiguousarray(arrays.left)
     bias = None if arrays.b is None else cupy.ascontiguousarray(arrays.b)
-    lengths = None if config.lengths is None else cupy.asarray(config.lengths.astype(np.int32))
+    lengths = None if config.lengths is None else to_device(config.lengths.astype(np.int32))
     sequences = Sequences(x, left, lengths, call.span)
     whole = None
     if call.way != PRODUCTS:

@@ -45,3 +45,13 @@ def _module(device: int, name: str, cooperative: bool, *constants: Any) -> Any:
     """Return a file's kernels. A module belongs to one device, so that is a key."""
     options = ("-std=c++17", *(f"-D{key}={value}" for key, value in constants))
     return cupy.RawModule(code=source(name), options=options, enable_cooperative_groups=cooperative)
+
+
+def to_device(host: np.ndarray) -> Any:
+    """Return a copy on the device of what the host has for a call, which no CUDA graph could have anew.
+
+    CUDA itself would let a stream capture the copy, from memory that CuPy then gives to others.
+    """
+    if cupy.cuda.get_current_stream().is_capturing():
+        raise RuntimeError("no CUDA graph can be captured of lengths or other positions, which come from the host")
+    return cupy.asarray(host)

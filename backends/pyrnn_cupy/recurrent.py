@@ -17,7 +17,7 @@ from pyrnn.backend import current_compute
 from . import plans
 from .devices import current_device
 from .matrix import column_sums, product, repeated_product
-from .modules import kernel
+from .modules import kernel, to_device
 
 RNN_TANH, RNN_RELU, LSTM, GRU, GRU_BEFORE = range(5)  # as in cells.cuh
 GATES = (1, 1, 4, 3, 3)
@@ -67,7 +67,7 @@ def _rows(lengths: np.ndarray | None, batch: int, time: int) -> Rows:
     host = [order.astype(np.int32), lengths[order].astype(np.int32), firsts[:-1][order]]
     if not full:
         host.append(np.flatnonzero(np.arange(time) < lengths[:, None]))
-    buffer = cupy.asarray(np.concatenate([part.view(np.uint8) for part in host]))
+    buffer = to_device(np.concatenate([part.view(np.uint8) for part in host]))
     parts, at = [], 0
     for part in host:
         parts.append(buffer[at : at + part.nbytes].view(part.dtype))
