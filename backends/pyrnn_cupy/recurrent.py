@@ -1,7 +1,7 @@
 """rnn, lstm, gru of the cupy backend: products over the whole sequence by cuBLAS, its steps in one launch.
 
-Those are the kernels of ``recurrent.cuh``. Where the recurrent weights find no room in the device's registers, and for
-a GRU that resets before its product, the steps are products by cuBLAS and the cells of ``steps.cu``.
+Those are the kernels of ``recurrent.cuh``. Where ``plans`` estimates it to be faster, and for a GRU that resets before
+its product, the steps are products by cuBLAS and the cells of ``steps.cu``.
 """
 
 from __future__ import annotations
