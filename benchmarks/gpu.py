@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,8 +303,11 @@ def _graphed(call: Callable[[], Any], stream: Any, theirs: bool) -> Callable[[],
         stream.begin_capture()
         try:
             outputs = call()
-        finally:
-            captured = stream.end_capture()
+        except BaseException:
+            with suppress(Exception):  # what went wrong first is what is told
+                stream.end_capture()
+            raise
+        captured = stream.end_capture()
 
     def replay(pool: Any = pool) -> Any:  # kept: what the graph writes to would else be others'
         captured.launch(stream)

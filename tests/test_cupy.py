@@ -111,7 +111,7 @@ def test_weights_beyond_the_registers(dtype: str, compute: str | None, less: int
             parity(backend, "lstm", (batch, 3, 3, 132), compute, dtype, lengths=np.arange(batch) % 4)
         plan = forward_plan(132, 18, dtype, compute)
     assert plan is not None and 0 < plan.held < plan.rounds
-    assert (plan.scratch > 0) == (plan.held + plan.shared < plan.rounds) == (room == "less")
+    assert (plan.scratch > 0) == (plan.held + plan.in_shared < plan.rounds) == (room == "less")
     assert (plan.part < plan.rounds) == (room == "parts")
 
 
@@ -170,6 +170,16 @@ def test_relu_does_not_hide_nan(backend: Any) -> None:
     x, ones = cupy.asarray([[[-1.0], [np.nan], [1.0]]]), cupy.ones((2, 1))
     y = pyrnn.rnn(x, ones, cupy.ones((2, 2)), activation="relu", backend=backend).y.get()
     np.testing.assert_array_equal(y[0], [[0, 0], [np.nan] * 2, [np.nan] * 2])
+
+
+def test_an_old_gpu_is_refused() -> None:
+    with (
+        fake_cupy.installed(compute_capability="75"),
+        pytest.raises(
+            pyrnn.BackendUnavailableError, match=r"expected a GPU of compute capability 8.0 or more, got 7.5"
+        ),
+    ):
+        import pyrnn_cupy  # noqa: F401
 
 
 def test_what_cublas_says_is_said(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,15 @@ except ModuleNotFoundError as error:
     raise BackendUnavailableError("cupy", "CuPy is not installed", 'pip install "pyrnn[cuda13]"') from error
 
 try:
-    _devices = _cupy.cuda.runtime.getDeviceCount()
+    _count = _cupy.cuda.runtime.getDeviceCount()
+    _capabilities = [int(_cupy.cuda.Device(number).compute_capability) for number in range(_count)]
 except Exception as error:  # CuPy's own, without a driver or with one that is too old
     raise BackendUnavailableError("cupy", f"CuPy finds no GPU: {error}") from error
-if not _devices:
+if not _capabilities:
     raise BackendUnavailableError("cupy", "CuPy finds no GPU: the driver lists none")
+if max(_capabilities) < 80:
+    best = max(_capabilities) / 10
+    raise BackendUnavailableError("cupy", f"expected a GPU of compute capability 8.0 or more, got {best}")
 
 from .backend import CupyBackend
 

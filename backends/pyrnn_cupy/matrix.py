@@ -30,12 +30,11 @@ SUM_BLOCKS, SUM_ROWS = 512, 64  # at most so many blocks, with at least so many 
 def _cublas() -> Any:
     """Return cuBLAS, as CuPy finds it."""
     library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
-    integer, stride, pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
-    matrix = (pointer, integer, integer, stride)
+    integer, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    matrix = (pointer, integer, size, size)
     library.cublasSetStream_v2.argtypes = (pointer, pointer)
-    library.cublasGemmStridedBatchedEx.argtypes = (
-        pointer, integer, integer, integer, integer, integer, pointer, *matrix, *matrix, pointer, *matrix,
-        integer, integer, integer,
+    library.cublasGemmStridedBatchedEx_64.argtypes = (
+        pointer, integer, integer, size, size, size, pointer, *matrix, *matrix, pointer, *matrix, size, integer, integer
     )  # fmt: skip
     library.cublasGetStatusString.argtypes, library.cublasGetStatusString.restype = (integer,), ctypes.c_char_p
     return library
@@ -90,7 +89,7 @@ def repeated_product(a: Any, b: Any, out: Any, *, add: bool = False, compute: st
         _call("cublasSetStream_v2", cupy.cuda.get_current_stream().ptr)
         # cuBLAS has columns where we have rows: it computes outᵀ = bᵀ · aᵀ.
         _call(
-            "cublasGemmStridedBatchedEx", b_trans, a_trans, columns, rows, a.shape[-1], one.ctypes.data,
+            "cublasGemmStridedBatchedEx_64", b_trans, a_trans, columns, rows, a.shape[-1], one.ctypes.data,
             b.data.ptr, kind, b_row, b_batch, a.data.ptr, kind, a_row, a_batch, beta.ctypes.data,
             out.data.ptr, kind, out_row, out_batch, out.shape[0] if out.ndim == 3 else 1, mode, DEFAULT_ALGORITHM,
         )  # fmt: skip

@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     ----------
     units
         Of a block.
-    rounds, held, shared
+    rounds, held, in_shared
         In how many rounds a block multiplies by its weights; of how many the weights are in registers, and of how many
         more in shared memory. Those of the others are read in each step.
     at_once
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
     units: int
     rounds: int
     held: int
-    shared: int
+    in_shared: int
     at_once: int
     tile: int
     part: int
@@ -157,20 +157,20 @@ def _candidates(device: Device, work: Work, units: int, at_once: int) -> Iterato
         memory = rows * units * states * itemsize + tile * (buffers * row + WARPS * sums * units * itemsize)
         if memory > device.shared or tile > min(MOST_ROWS, rounded):
             continue
-        shared = min(rounds - held, (device.shared - memory) // round_bytes)
-        scratch = blocks * groups * (rounds - held - shared) * round_bytes
+        in_shared = min(rounds - held, (device.shared - memory) // round_bytes)
+        scratch = blocks * groups * (rounds - held - in_shared) * round_bytes
         from_memory = CACHE_BYTES if scratch <= CACHE_SHARE * device.cache else MEMORY_BYTES
         cycles = (
             rounded * sums * padded * columns * (itemsize // 4) / PRODUCTS[compute]
             + rows * padded * operand / CACHE_BYTES
-            + rounded // at_once * shared * round_bytes / SHARED_BYTES
-            + rounded // at_once * (rounds - held - shared) * round_bytes / from_memory
+            + rounded // at_once * in_shared * round_bytes / SHARED_BYTES
+            + rounded // at_once * (rounds - held - in_shared) * round_bytes / from_memory
             + -(-rows * units // THREADS) * CELL * sums
             + -(-rows // tile) * parts * TILE
             + (FLAGS + 2 * blocks if blocks > 1 else 0)
         )
-        memory += shared * round_bytes
-        yield Plan(units, rounds, held, shared, at_once, tile, part, padded, blocks, groups, memory, scratch, cycles)
+        memory += in_shared * round_bytes
+        yield Plan(units, rounds, held, in_shared, at_once, tile, part, padded, blocks, groups, memory, scratch, cycles)
 
 
 def _cycles_step_by_step(device: Device, work: Work) -> float:

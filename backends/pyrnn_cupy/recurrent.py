@@ -118,7 +118,7 @@ class Call:
         size = 2 * self.batch * plan.padded * operand
         zeros = cupy.zeros(size + 4 * plan.groups * plan.blocks, np.uint8)
         exchange, flags, weights = zeros[:size], zeros[size:], cupy.empty(plan.scratch, np.uint8)
-        sizes = (np.int32(plan.tile), np.int32(plan.shared))
+        sizes = (np.int32(plan.tile), np.int32(plan.in_shared))
         arguments = (*self.sequence, *sizes, *arguments, weights, exchange, flags)
         run((plan.blocks, plan.groups), (plans.THREADS,), arguments, shared_mem=plan.memory)
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 SOURCE = r"""
-typedef int (*Gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, long long, const void *, int,
-                    int, long long, const void *, void *, int, int, long long, int, int);
+#include <stdint.h>
+typedef int (*Gemm)(void *, int, int, int64_t, int64_t, int64_t, const void *, const void *, int, int64_t, long long,
+                    const void *, int, int64_t, long long, const void *, void *, int, int64_t, long long, int64_t, int);
 static Gemm gemm;
 static void *current;
 extern "C" void pyrnn_hand_on_to(Gemm to) { gemm = to; }
@@ -25,10 +26,10 @@ extern "C" const char *cublasGetStatusString(int status) {
     return status == 1 ? "CUBLAS_STATUS_NOT_INITIALIZED" : status == 7 ? "CUBLAS_STATUS_INVALID_VALUE"
                                                                        : "CUBLAS_STATUS_NOT_SUPPORTED";
 }
-extern "C" int cublasGemmStridedBatchedEx(
-    void *handle, int transa, int transb, int m, int n, int k, const void *alpha, const void *A, int Atype, int lda,
-    long long strideA, const void *B, int Btype, int ldb, long long strideB, const void *beta, void *C, int Ctype,
-    int ldc, long long strideC, int batchCount, int computeType, int algo
+extern "C" int cublasGemmStridedBatchedEx_64(
+    void *handle, int transa, int transb, int64_t m, int64_t n, int64_t k, const void *alpha, const void *A, int Atype,
+    int64_t lda, long long strideA, const void *B, int Btype, int64_t ldb, long long strideB, const void *beta, void *C,
+    int Ctype, int64_t ldc, long long strideC, int64_t batchCount, int computeType, int algo
 ) {
     if (!handle) return 1;
     if (algo != -1) return 15;
@@ -40,9 +41,10 @@ SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 7, 15
 COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_32F_FAST_16BF, COMPUTE_64F = 68, 77, 75, 70
 TYPES = {0: np.float32, 1: np.float64}
 DROPPED_BITS = {COMPUTE_32F: 0, COMPUTE_32F_FAST_TF32: 13, COMPUTE_32F_FAST_16BF: 16, COMPUTE_64F: 0}
-_int, _pointer, _stride = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
-_matrix = (_pointer, _int, _int, _stride)
-_GEMM = ctypes.CFUNCTYPE(_int, _pointer, *[_int] * 5, _pointer, *_matrix, *_matrix, _pointer, *_matrix, _int, _int)
+_int, _pointer, _size = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+_matrix = (_pointer, _int, _size, _size)
+_sizes = (_int, _int, _size, _size, _size)
+_GEMM = ctypes.CFUNCTYPE(_int, _pointer, *_sizes, _pointer, *_matrix, *_matrix, _pointer, *_matrix, _size, _int)
 
 
 @cache
