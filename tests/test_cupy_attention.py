@@ -123,12 +123,12 @@ def test_keys_are_split_where_there_are_few_queries(backend: Any, config: dict[s
 
 def test_additive_attention_of_other_numbers_of_queries_than_of_keys(backend: Any) -> None:
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(shape) for shape in ((2, 3, 4), (2, 5, 4), (2, 5, 6), (7, 4), (7, 4), (7,))]
+    arrays = [rng.standard_normal(shape) for shape in ((3, 3, 4), (3, 5, 4), (3, 5, 6), (7, 4), (7, 4), (7,))]
     arrays[1][0, 4] = arrays[2][0, 4] = np.nan  # past the valid keys
-    cotangents = [rng.standard_normal(shape) for shape in ((2, 3, 6), (2, 3, 5))]
+    cotangents = [rng.standard_normal(shape) for shape in ((3, 3, 6), (3, 3, 5))]
     found = []
     for chosen, place in (("reference", np.asarray), (backend, backend.xp.asarray)):
-        options = {"lengths": [4, 5], "backend": chosen}
+        options = {"lengths": [4, 5, 0], "backend": chosen}
         outputs, pullback = pyrnn.vjp(pyrnn.additive_attention, *map(place, arrays), **options)
         grads = pullback([place(cotangent) for cotangent in cotangents])
         found.append([pyrnn.testing.subject.to_host(array) for array in (*outputs, *grads) if array is not None])
