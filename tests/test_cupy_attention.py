@@ -184,6 +184,18 @@ def test_what_some_do_not_see_may_be_nan(backend: Any, compute: str | None) -> N
     assert np.isnan(dk[..., :31, :]).all() and np.isnan(dv[..., :31, :]).all()  # seen by what sees it
 
 
+def test_a_score_of_minus_infinity_is_seen(backend: Any) -> None:
+    """Its weight is 0, and that times infinity is NaN."""
+    case = Case((1, 1, 1, 6, 5, 4, 3))
+    case.arrays[0] = abs(case.arrays[0])
+    case.arrays[1][..., 2, 0] = -np.inf
+    with np.errstate(invalid="ignore"):
+        want = case.reference()
+    for got, wanted in zip(case.on(backend)[:4], want, strict=False):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+    assert np.isnan(want[1][..., 0]).all()
+
+
 @pytest.mark.parametrize("compute", [None, "tf32", "bfloat16"])
 def test_padding_may_be_the_largest_number(backend: Any, compute: str | None) -> None:
     """Rounded, it is infinite."""
