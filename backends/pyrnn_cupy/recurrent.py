@@ -182,9 +182,10 @@ def _step_forward(
     arguments = (recurrent, b, b_hn, h, c, operand, kept, extra, y, h_n, c_n)
     for active, steps in groupby(range(len(rows.active)), lambda step: int(rows.active[step])):
         multiply = repeated_product(h[:active], w_hh[columns].T, recurrent[:active, columns], compute=call.compute)
-        candidate = repeated_product(
-            operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute
-        )
+        if before:
+            candidate = repeated_product(
+                operand[:active], w_hh[2 * hidden :].T, recurrent[:active, 2 * hidden :], compute=call.compute
+            )
         for step in steps:
             multiply()
             if before:
@@ -246,18 +247,20 @@ def _back_through_time(call: Call, saved: Saved, d: Any, dy: Any, dh_n: Any, dc_
         return dh0, dc0
     dh, dc = (rows.sorted(grad, (call.batch, hidden), call.dtype) for grad in (dh_n, dc_n))
     d_recurrent, d_operand = cupy.empty((call.batch, count * hidden), call.dtype), cupy.empty_like(dh)
-    split = 2 * hidden if cell == GRU_BEFORE else count * hidden
+    before = cell == GRU_BEFORE
+    split = 2 * hidden if before else count * hidden
     arguments = (*kept, d_operand, dh, dc, d_recurrent, d)
     for active, steps in groupby(reversed(range(len(rows.active))), lambda step: int(rows.active[step])):
         multiply = repeated_product(
             d_recurrent[:active, :split], w_hh[:split], dh[:active], add=True, compute=call.compute
         )
-        candidate = repeated_product(
-            d_recurrent[:active, split:], w_hh[split:], d_operand[:active], compute=call.compute
-        )
+        if before:
+            candidate = repeated_product(
+                d_recurrent[:active, split:], w_hh[split:], d_operand[:active], compute=call.compute
+            )
         for step in steps:
             call.launch_step("backward_step", active, step, 0, *arguments)
-            if cell == GRU_BEFORE:
+            if before:
                 candidate()
                 call.launch_step("backward_step", active, step, 1, *arguments)
             multiply()
